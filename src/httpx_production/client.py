@@ -1,0 +1,163 @@
+"""Both clients side by side: `send()` sends, asks `retry.py` whether to send again, and waits.
+
+The only file that sends and sleeps. The two loops differ in `await` alone (a test compares them).
+"""
+
+from __future__ import annotations
+
+from inspect import isawaitable
+from time import monotonic, sleep
+from typing import Any
+
+import httpx
+from anyio import sleep as async_sleep
+
+from ._bodies import ensure_complete, hurried, watch
+from ._deadline import Deadline
+from ._options import ProductionOptions
+from .retry import Call, FailedAttempt
+
+
+class ProductionHTTPClient(ProductionOptions[httpx.BaseTransport], httpx.Client):
+    """An `httpx.Client` with timeouts, connection limits and retries set for production.
+
+    ```python
+    with ProductionHTTPClient(base_url="https://api.example.com") as client:
+        response = client.get("/things")  # up to 5 attempts; waits about 1, 2, 4, 8 s
+    ```
+    """
+
+    def send(
+        self,
+        request: httpx.Request,
+        *,
+        stream: bool = False,
+        auth: Any = httpx.USE_CLIENT_DEFAULT,
+        follow_redirects: Any = httpx.USE_CLIENT_DEFAULT,
+    ) -> httpx.Response:
+        """Send a request as httpx does, and again while its policy says so."""
+        policy, started, call = request.extensions.get("retry", self.retry), monotonic(), None
+        if (
+            policy is not self.retry
+            or policy.total_timeout is not None
+            or not isinstance(request.stream, httpx.ByteStream)
+            or isinstance(request.extensions.get("timeout"), Deadline)
+        ):
+            auth = self._prepare(request, policy, auth, started)
+        request.extensions.update(attempt=0, retries=())
+        while True:
+            try:
+                response = super().send(
+                    request, stream=True, auth=auth, follow_redirects=follow_redirects
+                )
+                try:
+                    if stream or policy.total_timeout is not None:
+                        watch(response)
+                    failed = None
+                    if response.status_code in policy.suspects:
+                        call = call or Call(request, policy, started)
+                        if policy.should_retry and (response.is_error or not stream):
+                            response.read()  # should_retry may want to look at it
+                        failed = call.after(response, monotonic())
+                    if failed is None:
+                        if not stream:
+                            response.read()
+                            ensure_complete(response)
+                        response.extensions["retries"] = call.retries if call else ()
+                        return response
+                except BaseException:
+                    response.close()
+                    raise
+            except Exception as exc:
+                call = call or Call(request, policy, started)
+                failed = call.after(exc, monotonic())
+                if failed is None:
+                    raise
+            self._pause(failed)
+
+    def _pause(self, failed: FailedAttempt) -> None:
+        """Give the connection back, tell the hooks, wait: nothing is held meanwhile."""
+        if isinstance(response := failed.outcome, httpx.Response):
+            try:
+                with hurried(response):
+                    response.read()
+            finally:
+                response.close()
+        for hook in self.event_hooks.get("retry", ()):
+            hook(failed)
+        sleep(failed.delay)
+
+
+class AsyncProductionHTTPClient(ProductionOptions[httpx.AsyncBaseTransport], httpx.AsyncClient):
+    """An `httpx.AsyncClient` with timeouts, connection limits and retries set for production.
+
+    ```python
+    async with AsyncProductionHTTPClient(base_url="https://api.example.com") as client:
+        response = await client.get("/things")
+    ```
+    """
+
+    async def send(
+        self,
+        request: httpx.Request,
+        *,
+        stream: bool = False,
+        auth: Any = httpx.USE_CLIENT_DEFAULT,
+        follow_redirects: Any = httpx.USE_CLIENT_DEFAULT,
+    ) -> httpx.Response:
+        """Send a request as httpx does, and again while its policy says so."""
+        policy, started, call = request.extensions.get("retry", self.retry), monotonic(), None
+        if (
+            policy is not self.retry
+            or policy.total_timeout is not None
+            or not isinstance(request.stream, httpx.ByteStream)
+            or isinstance(request.extensions.get("timeout"), Deadline)
+        ):
+            auth = self._prepare(request, policy, auth, started)
+        request.extensions.update(attempt=0, retries=())
+        while True:
+            try:
+                response = await super().send(
+                    request, stream=True, auth=auth, follow_redirects=follow_redirects
+                )
+                try:
+                    if stream or policy.total_timeout is not None:
+                        watch(response)
+                    failed = None
+                    if response.status_code in policy.suspects:
+                        call = call or Call(request, policy, started)
+                        if policy.should_retry and (response.is_error or not stream):
+                            await response.aread()  # should_retry may want to look at it
+                        failed = call.after(response, monotonic())
+                    if failed is None:
+                        if not stream:
+                            await response.aread()
+                            ensure_complete(response)
+                        response.extensions["retries"] = call.retries if call else ()
+                        return response
+                except BaseException:
+                    await response.aclose()
+                    raise
+            except Exception as exc:
+                call = call or Call(request, policy, started)
+                failed = call.after(exc, monotonic())
+                if failed is None:
+                    raise
+            await self._pause(failed)
+
+    async def _pause(self, failed: FailedAttempt) -> None:
+        """Give the connection back, tell the hooks, wait: nothing is held meanwhile."""
+        if isinstance(response := failed.outcome, httpx.Response):
+            try:
+                with hurried(response):
+                    await response.aread()
+            finally:
+                await response.aclose()
+        for hook in self.event_hooks.get("retry", ()):
+            if isawaitable(result := hook(failed)):
+                await result
+        await async_sleep(failed.delay)
+
+    async def close(self) -> None:
+        """Close the transports; the same as `aclose()`."""
+        await self.aclose()
