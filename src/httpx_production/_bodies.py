@@ -80,7 +80,7 @@ def guard(request: httpx.Request, rewind: Callable[[], Any] | None = None) -> No
 def rewinder(content: Any, files: Any) -> Callable[[], Any] | None:
     """Return what puts a body back to its start, or None for a body that exists only once."""
     if content is None:
-        return _nothing if all(map(_in_memory_or_seekable, _file_objects(files))) else None
+        return _nothing if _repeatable(files) else None
     if (position := tell(content)) is not None:
         return lambda: content.seek(position)
     if hasattr(content, "__next__") or hasattr(content, "__anext__") or hasattr(content, "read"):
@@ -104,14 +104,15 @@ def _nothing() -> None:
     """Rewind nothing: the stream starts anew by itself."""
 
 
-def _file_objects(files: Any) -> Iterator[Any]:
-    pairs = files.items() if hasattr(files, "items") else files
-    for _, value in pairs:
-        yield value[1] if isinstance(value, tuple) else value
-
-
-def _in_memory_or_seekable(file: Any) -> bool:
-    return isinstance(file, str | bytes) or tell(file) is not None
+def _repeatable(files: Any) -> bool:
+    """Tell whether httpx, which goes back to byte 0 of each file, can do so for all of them."""
+    if hasattr(files, "__next__"):  # used up by httpx, so nobody knows
+        return False
+    for _, value in files.items() if hasattr(files, "items") else files:
+        content: Any = value[1] if isinstance(value, tuple) else value
+        if not isinstance(content, str | bytes) and tell(content) is None:
+            return False
+    return True
 
 
 class _Watched:
@@ -204,6 +205,8 @@ def ensure_complete(response: httpx.Response) -> None:
     there, hence `_decoder`. A body without a single byte (HEAD, 204, 304) is complete.
     """
     decoder = getattr(response, "_decoder", None)
+    if not getattr(decoder, "__dict__", None):  # identity: nothing to ask
+        return
     for one in getattr(decoder, "children", (decoder,)):
         decompressor = getattr(one, "decompressor", None)
         if decompressor is not None and response.num_bytes_downloaded and _unfinished(decompressor):

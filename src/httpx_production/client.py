@@ -10,12 +10,18 @@ from time import monotonic, sleep
 from typing import Any
 
 import httpx
-from anyio import sleep as async_sleep
 
 from ._bodies import ensure_complete, hurried, watch
 from ._deadline import Deadline
 from ._options import ProductionOptions
 from .retry import Call, FailedAttempt
+
+
+async def async_sleep(seconds: float) -> None:
+    """Wait on asyncio or trio; anyio is imported by the first wait, not by `import`."""
+    from anyio import sleep as anyio_sleep
+
+    await anyio_sleep(seconds)
 
 
 class ProductionHTTPClient(ProductionOptions[httpx.BaseTransport], httpx.Client):
@@ -44,7 +50,7 @@ class ProductionHTTPClient(ProductionOptions[httpx.BaseTransport], httpx.Client)
             or isinstance(request.extensions.get("timeout"), Deadline)
         ):
             auth = self._prepare(request, policy, auth, started)
-        request.extensions.update(attempt=0, retries=())
+        request.extensions["attempt"], request.extensions["retries"] = 0, ()
         while True:
             try:
                 response = super().send(
@@ -114,7 +120,7 @@ class AsyncProductionHTTPClient(ProductionOptions[httpx.AsyncBaseTransport], htt
             or isinstance(request.extensions.get("timeout"), Deadline)
         ):
             auth = self._prepare(request, policy, auth, started)
-        request.extensions.update(attempt=0, retries=())
+        request.extensions["attempt"], request.extensions["retries"] = 0, ()
         while True:
             try:
                 response = await super().send(

@@ -74,14 +74,11 @@ _MONTHS: Final = "JanFebMarAprMayJunJulAugSepOctNovDec"
 _MONTH = rf"(?P<month>{'|'.join(re.findall('...', _MONTHS))})"
 _DAY = r"(?P<day>\d\d)"
 _TIME = r"(?P<hour>\d\d):(?P<minute>\d\d):(?P<second>\d\d)"
-_DATES: Final = tuple(
-    re.compile(pattern, re.ASCII)
-    for pattern in (
-        # IMF-fixdate, RFC 850 (with a year of two digits), asctime (always UTC)
-        rf"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), {_DAY} {_MONTH} (?P<year>\d{{4}}) {_TIME} GMT",
-        rf"(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day, {_DAY}-{_MONTH}-(?P<year>\d\d) {_TIME} GMT",
-        rf"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) {_MONTH} (?P<day>[ \d]\d) {_TIME} (?P<year>\d{{4}})",
-    )
+_DATES: Final = (
+    # IMF-fixdate, RFC 850 (with a year of two digits), asctime (always UTC)
+    rf"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), {_DAY} {_MONTH} (?P<year>\d{{4}}) {_TIME} GMT",
+    rf"(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day, {_DAY}-{_MONTH}-(?P<year>\d\d) {_TIME} GMT",
+    rf"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) {_MONTH} (?P<day>[ \d]\d) {_TIME} (?P<year>\d{{4}})",
 )
 
 
@@ -104,7 +101,7 @@ def parse_retry_after(value: str, *, now: datetime | None = None) -> float | Non
 
 
 def _http_date(value: str, now: datetime) -> pendulum.DateTime | None:
-    match = next(filter(None, (pattern.fullmatch(value) for pattern in _DATES)), None)
+    match = next(filter(None, (re.fullmatch(form, value, re.ASCII) for form in _DATES)), None)
     if match is None:
         return None
     import pendulum  # costs half as much as httpx itself: imported when the first date arrives
