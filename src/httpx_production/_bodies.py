@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
+from inspect import iscoroutinefunction
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
 import httpx
 
@@ -94,8 +95,10 @@ def tell(content: Any) -> int | None:
     An anyio file is asked through the plain file that it wraps: its own tell() is a coroutine.
     """
     file = getattr(content, "wrapped", content)
+    if not hasattr(file, "seek") or iscoroutinefunction(getattr(file, "tell", None)):
+        return None
     try:
-        return int(file.tell()) if file.seekable() else None
+        return int(file.tell()) if not hasattr(file, "seekable") or file.seekable() else None
     except (AttributeError, TypeError, OSError, ValueError):
         return None
 
@@ -109,7 +112,7 @@ def _repeatable(files: Any) -> bool:
     if hasattr(files, "__next__"):  # used up by httpx, so nobody knows
         return False
     for _, value in files.items() if hasattr(files, "items") else files:
-        content: Any = value[1] if isinstance(value, tuple) else value
+        content = cast("Any", value[1] if isinstance(value, tuple) else value)
         if not isinstance(content, str | bytes) and tell(content) is None:
             return False
     return True

@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from http.cookiejar import CookieJar
-from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack, cast
 
 import httpx
 
@@ -101,9 +101,7 @@ if TYPE_CHECKING:
         def event_hooks(self) -> dict[str, list[Callable[..., Any]]]: ...
         @event_hooks.setter
         def event_hooks(self, event_hooks: dict[str, list[Callable[..., Any]]]) -> None: ...
-        def build_request(
-            self, method: str, url: httpx.URL | str, **rest: Any
-        ) -> httpx.Request: ...
+        def build_request(self, *args: Any, **kwargs: Any) -> httpx.Request: ...
 else:
     _HTTPXClient = object
 
@@ -187,10 +185,16 @@ class ProductionOptions(Generic[TransportT], _HTTPXClient):
         self, transport: TransportT | None, mounts: Mapping[str, TransportT | None] | None
     ) -> None:
         """Give httpx's own transports a pool for production; the caller's are left alone."""
-        from . import _pool  # imports httpcore, which httpx too does for the first client only
-
         self._given_transports = [transport, *(mounts or {}).values()]
-        _pool.mend(self, self._given_transports)
+        try:  # TEMPORARY while _pool.py is being written
+            from . import _pool  # imports httpcore, which httpx too does for the first client only
+        except (ImportError, NameError, SyntaxError):
+            return
+        _pool.mend(self._client, self._given_transports)
+
+    @property
+    def _client(self) -> httpx.Client | httpx.AsyncClient:
+        return cast("httpx.Client | httpx.AsyncClient", self)
 
     def pool_stats(self) -> PoolStats:
         """Return how many connections are open, idle and in use, and how many requests wait.
@@ -200,7 +204,7 @@ class ProductionOptions(Generic[TransportT], _HTTPXClient):
         """
         from . import _pool
 
-        return _pool.stats(self, self._given_transports)
+        return _pool.stats(self._client, self._given_transports)
 
     @property
     def event_hooks(self) -> dict[str, list[Callable[..., Any]]]:
@@ -251,21 +255,14 @@ class ProductionOptions(Generic[TransportT], _HTTPXClient):
         if not isinstance(request.stream, httpx.ByteStream):
             if content is None and not isinstance(data, Mapping | None):
                 content = data  # what httpx does with `data=<iterator>`
-            guard(request, rewinder(content, files))
-            self._correct_length(request, content, headers)
+            rewind = rewinder(content, files)
+            guard(request, rewind)
+            given = httpx.Headers(headers)
+            if "Content-Length" not in given and "Content-Length" not in self.headers:
+                _correct_length(request, content, unknown=rewind is None)
         if "retry" in request.extensions:
             _check_policy(request.extensions["retry"])
         return request
-
-    def _correct_length(self, request: httpx.Request, content: Any, headers: Any) -> None:
-        """Announce the rest of a file that doesn't stand at its start; httpx announces all of it.
-
-        pydantic/httpx2#578. A Content-Length of the caller's is left as it is.
-        """
-        own = "Content-Length" in httpx.Headers(headers) or "Content-Length" in self.headers
-        if not own and "Content-Length" in request.headers and (position := tell(content)):
-            length = int(request.headers["Content-Length"]) - position
-            request.headers["Content-Length"] = str(max(0, length))
 
     def _prepare(
         self, request: httpx.Request, policy: RetryPolicy, auth: Any, started: float
@@ -366,6 +363,20 @@ def _verify(options: dict[str, Any], http2: bool) -> Any:
     return default_ssl_context(
         http1=options.get("http1", True), http2=http2, trust_env=options.get("trust_env", True)
     )
+
+
+def _correct_length(request: httpx.Request, content: Any, *, unknown: bool) -> None:
+    """Mend the Content-Length that httpx takes from fstat: the whole file's, and 0 for a pipe.
+
+    A file that doesn't stand at its start is announced by its rest (pydantic/httpx2#578), what
+    has no end that could be known is sent in chunks.
+    """
+    if "Content-Length" in request.headers and unknown:
+        del request.headers["Content-Length"]
+        request.headers["Transfer-Encoding"] = "chunked"
+    elif "Content-Length" in request.headers and (position := tell(content)):
+        length = int(request.headers["Content-Length"]) - position
+        request.headers["Content-Length"] = str(max(0, length))
 
 
 def _check_hook_names(event_hooks: Mapping[str, Any]) -> None:

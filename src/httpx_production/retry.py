@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Collection, Container, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from inspect import ismethod
 from random import uniform
 from typing import TYPE_CHECKING, Any, Final
 
@@ -57,6 +58,7 @@ HTTPX_EXCEPTIONS: Final[dict[type[Exception], str]] = {
 IDEMPOTENT_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 ALL_STATUS_CODES: Final = range(1000)
 LONGEST_BACKOFF: Final = 60.0
+LONGEST_TIMEOUT: Final = 1e9  # as good as infinite: sleep() and sockets refuse little more
 LONGEST_DELAY: Final = 86_400.0  # what an infinite backoff means: sleep() refuses more than years
 
 
@@ -100,24 +102,26 @@ def parse_retry_after(value: str, *, now: datetime | None = None) -> float | Non
     return None if date is None else max(0.0, date.timestamp() - now.timestamp())
 
 
+def _match_date(value: str) -> re.Match[str] | None:
+    return next(filter(None, (re.fullmatch(form, value, re.ASCII) for form in _DATES)), None)
+
+
 def _http_date(value: str, now: datetime) -> pendulum.DateTime | None:
-    match = next(filter(None, (re.fullmatch(form, value, re.ASCII) for form in _DATES)), None)
-    if match is None:
+    if (match := _match_date(value)) is None:
         return None
     import pendulum  # costs half as much as httpx itself: imported when the first date arrives
 
-    month = _MONTHS.index(match["month"]) // 3 + 1
+    year, month = int(match["year"]), _MONTHS.index(match["month"]) // 3 + 1
     day, hour, minute, second = map(int, match.group("day", "hour", "minute", "second"))
     try:
-        if len(match["year"]) == 4:
-            year = int(match["year"])
-            return pendulum.datetime(year, month, day, hour, minute, second, tz="UTC")
-        # RFC 9110 section 5.6.7: what seems to lie more than 50 years ahead lies in the past.
-        year = (now.year + 50) // 100 * 100 + int(match["year"])
-        if (year, month, day, hour, minute, second) > (now.year + 50, *now.utctimetuple()[1:6]):
-            year -= 100
+        if len(match["year"]) == 2:
+            # RFC 9110 section 5.6.7: what seems more than 50 years ahead lies in the past.
+            today = now.astimezone(UTC)
+            year += (today.year + 50) // 100 * 100
+            ahead = (year - 50, month, day, hour, minute, second) > today.timetuple()[:6]
+            year -= 100 * ahead
         return pendulum.datetime(year, month, day, hour, minute, second, tz="UTC")
-    except ValueError:  # February 30, 25 o'clock
+    except (ValueError, OverflowError):  # February 30, 25 o'clock; a clock at the end of time
         return None
 
 
@@ -126,11 +130,11 @@ def _requested_delay(response: httpx.Response) -> float | None:
     milliseconds = response.headers.get("retry-after-ms", "")
     if re.fullmatch(r"\d+(\.\d+)?", milliseconds, re.ASCII):
         return min(float(milliseconds), sys.float_info.max) / 1000 or None
-    if (value := response.headers.get("retry-after")) is None:
-        return None
-    # Counted from the response's own Date, a wrong clock on either side does no harm.
-    date = response.headers.get("date", "")
-    return parse_retry_after(value, now=_http_date(date, datetime.now(UTC))) or None
+    value = response.headers.get("retry-after", "").strip(" \t")
+    sent = None
+    if _match_date(value):  # counted from the response's own Date, a wrong clock does no harm
+        sent = _http_date(response.headers.get("date", ""), datetime.now(UTC))
+    return parse_retry_after(value, now=sent) or None
 
 
 # --- the policy -----------------------------------------------------------------------------------
@@ -143,7 +147,7 @@ def seconds(name: str, value: Any, *, optional: bool = True, zero: bool = True) 
     if isinstance(value, bool) or not isinstance(value, int | float):
         hint = " or None" if optional else ""
         raise TypeError(f"{name} must be a number of seconds{hint}, not {value!r}")
-    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+    if not 0 <= value <= LONGEST_TIMEOUT or (value == 0 and not zero):
         hint = "; None means: no limit" if optional else ""
         least = "at least 0" if zero else "more than 0"
         raise ValueError(f"{name} must be finite and {least} seconds, not {value!r}{hint}")
@@ -167,7 +171,7 @@ def _check_methods(methods: Any) -> frozenset[str]:
 
 
 def _check_statuses(statuses: Any) -> None:
-    if not hasattr(statuses, "__contains__") or isinstance(statuses, str):
+    if not hasattr(statuses, "__contains__") or isinstance(statuses, str | bytes):
         raise TypeError(f"status_codes must be a container such as {{429, 503}}, not {statuses!r}")
     for status in statuses if hasattr(statuses, "__iter__") else ():
         if isinstance(status, bool) or not isinstance(status, int):
@@ -235,9 +239,12 @@ class RetryPolicy:
             )
         seconds("total_timeout", self.total_timeout, zero=False)
         seconds("max_retry_after", self.max_retry_after, optional=False)
-        for name in ("backoff", "should_retry"):
-            if not callable(function := getattr(self, name)) and function is not None:
-                raise TypeError(f"{name} must be a function, not {function!r}")
+        if not callable(self.backoff):
+            raise TypeError(f"backoff must be a function, not {self.backoff!r}")
+        if self.should_retry is not None and not callable(self.should_retry):
+            raise TypeError(f"should_retry must be a function, not {self.should_retry!r}")
+        if self.budget is not None and not ismethod(getattr(self.budget, "withdraw", None)):
+            raise TypeError(f"budget must be a RetryBudget, not {self.budget!r}")
         exceptions = _exception_types(self.exceptions)
         if hasattr(self.exceptions, "__next__"):  # an iterator, used up by the look at it
             object.__setattr__(self, "exceptions", exceptions)
@@ -264,7 +271,7 @@ class RetryPolicy:
         delay = self.backoff(attempt)
         if isinstance(delay, bool) or not isinstance(delay, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"backoff({attempt}) must return seconds, not {delay!r}")
-        return min(float(delay), LONGEST_DELAY) if delay > 0 else 0.0  # NaN > 0 is False
+        return float(min(delay, LONGEST_DELAY)) if delay > 0 else 0.0  # NaN > 0 is False
 
 
 def _chain(exc: BaseException | None) -> Iterable[BaseException]:
@@ -345,7 +352,7 @@ class Call:
         policy, total = self.policy, self.policy.total_timeout
         if total is not None and elapsed > total - 0.01 and isinstance(outcome, Exception):
             return f"total_timeout ({total:g} s) ran out"
-        decided = policy.should_retry(self.request, outcome) if policy.should_retry else None
+        decided = self._asked(outcome)
         if decided is False or (decided is None and not policy.covers(outcome)):
             return None if isinstance(outcome, httpx.Response) else ""
         if len(self.retries) + 1 >= policy.max_attempts:
@@ -362,6 +369,13 @@ class Call:
         if policy.budget is not None and not policy.budget.withdraw(self._origin):
             return "retry budget empty"
         return delay
+
+    def _asked(self, outcome: Outcome) -> bool | None:
+        """Ask should_retry; a coroutine, say, would be taken for yes."""
+        answer = self.policy.should_retry and self.policy.should_retry(self.request, outcome)
+        if answer is not None and not isinstance(answer, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"should_retry must return True, False or None, not {answer!r}")
+        return answer
 
     def _refused_method(self, outcome: Outcome) -> str | None:
         """Name the method that forbids a retry: the caller's, or that of the request that failed.
