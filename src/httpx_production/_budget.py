@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from threading import Lock
 from time import monotonic
 from typing import Any, Final
@@ -13,6 +14,15 @@ from typing import Any, Final
 SLOTS: Final = 10  # the window moves in tenths: cheap to count, exact enough
 
 Origin = tuple[str, bytes]  # scheme, host:port
+
+
+@dataclass(slots=True)
+class Slot:
+    """What was counted since `start`, for a tenth of the window."""
+
+    start: float
+    successes: int = 0
+    retries: int = 0
 
 
 class RetryBudget:
@@ -45,7 +55,7 @@ class RetryBudget:
         _validate("window", window, zero=False)
         self.burst, self.ratio, self.window = burst, ratio, window
         self._clock, self._lock = clock, Lock()
-        self._origins: dict[Origin, deque[list[float]]] = {}  # slots of [start, balance]
+        self._origins: dict[Origin, deque[Slot]] = {}
 
     def __repr__(self) -> str:
         return f"RetryBudget(burst={self.burst}, ratio={self.ratio}, window={self.window})"
@@ -53,32 +63,36 @@ class RetryBudget:
     def deposit(self, origin: Origin, *, refund: bool) -> None:
         """Count a success; `refund` gives the token of the retry that brought it back."""
         with self._lock:
-            self._slot(origin)[1] += self.ratio + refund
+            slot = self._slot(origin)
+            slot.successes += 1
+            slot.retries -= refund
 
     def withdraw(self, origin: Origin) -> bool:
         """Take a token for a retry; False when the budget is empty."""
         with self._lock:
-            slot = self._slot(origin)
-            allowed = self.burst + sum(balance for _, balance in self._origins[origin]) >= 1
-            slot[1] -= allowed
+            slot, slots = self._slot(origin), self._origins[origin]
+            earned = self.ratio * sum(one.successes for one in slots)
+            left = self.burst + earned - sum(one.retries for one in slots)
+            allowed = left > 1 - 1e-9  # ten times 0.1 are one
+            slot.retries += allowed
             return allowed
 
-    def _slot(self, origin: Origin) -> list[float]:
+    def _slot(self, origin: Origin) -> Slot:
         """Return the origin's current slot, having dropped what the window left behind."""
         now = self._clock()
         slots = self._origins.get(origin)
         if slots is None:
             self._forget_quiet_origins(now)
             slots = self._origins[origin] = deque()
-        if not slots or now - slots[-1][0] >= self.window / SLOTS:
-            slots.append([now, 0.0])
-            while now - slots[0][0] >= self.window:
+        if not slots or now - slots[-1].start >= self.window / SLOTS:
+            slots.append(Slot(now))
+            while now - slots[0].start >= self.window:
                 slots.popleft()
         return slots[-1]
 
     def _forget_quiet_origins(self, now: float) -> None:
-        quiet = [one for one, slots in self._origins.items() if now - slots[-1][0] >= self.window]
-        for origin in quiet:
+        edge = now - self.window
+        for origin in [one for one, slots in self._origins.items() if slots[-1].start <= edge]:
             del self._origins[origin]
 
 

@@ -185,11 +185,9 @@ class ProductionOptions(Generic[TransportT], _HTTPXClient):
         self, transport: TransportT | None, mounts: Mapping[str, TransportT | None] | None
     ) -> None:
         """Give httpx's own transports a pool for production; the caller's are left alone."""
+        from . import _pool  # imports httpcore, which httpx too does for the first client only
+
         self._given_transports = [transport, *(mounts or {}).values()]
-        try:  # TEMPORARY while _pool.py is being written
-            from . import _pool  # imports httpcore, which httpx too does for the first client only
-        except (ImportError, NameError, SyntaxError):
-            return
         _pool.mend(self._client, self._given_transports)
 
     @property
@@ -347,7 +345,11 @@ def _check_count(name: str, value: Any, *, least: int) -> None:
 
 
 def _merged(default_headers: Headers, headers: Headers | None) -> httpx.Headers:
-    merged = httpx.Headers(default_headers)
+    try:
+        merged = httpx.Headers(default_headers)
+    except (TypeError, ValueError, AttributeError):  # the value is not shown: it may be a secret
+        kind = type(default_headers).__name__
+        raise TypeError(f"default_headers must be what httpx takes, not this {kind}") from None
     merged.update(headers)
     return merged
 

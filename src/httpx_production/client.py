@@ -12,9 +12,12 @@ from typing import Any
 import httpx
 
 from ._bodies import ensure_complete, hurried, watch
-from ._deadline import Deadline
 from ._options import ProductionOptions
 from .retry import Call, FailedAttempt
+
+
+# Body and timeouts of a request that needs no preparing: in memory, and httpx's own.
+PLAIN = (httpx.ByteStream, dict)
 
 
 async def async_sleep(seconds: float) -> None:
@@ -43,43 +46,45 @@ class ProductionHTTPClient(ProductionOptions[httpx.BaseTransport], httpx.Client)
     ) -> httpx.Response:
         """Send a request as httpx does, and again while its policy says so."""
         policy, started, call = request.extensions.get("retry", self.retry), monotonic(), None
-        if (
-            policy is not self.retry
-            or policy.total_timeout is not None
-            or not isinstance(request.stream, httpx.ByteStream)
-            or isinstance(request.extensions.get("timeout"), Deadline)
-        ):
+        kinds = type(request.stream), type(request.extensions.get("timeout"))
+        if kinds != PLAIN or getattr(policy, "total_timeout", policy) is not None:
             auth = self._prepare(request, policy, auth, started)
         request.extensions["attempt"], request.extensions["retries"] = 0, ()
         while True:
+            failed = response = None
             try:
                 response = super().send(
                     request, stream=True, auth=auth, follow_redirects=follow_redirects
                 )
-                try:
-                    if stream or policy.total_timeout is not None:
-                        watch(response)
-                    failed = None
-                    if response.status_code in policy.suspects:
-                        call = call or Call(request, policy, started)
-                        if policy.should_retry and (response.is_error or not stream):
-                            response.read()  # should_retry may want to look at it
-                        failed = call.after(response, monotonic())
-                    if failed is None:
-                        if not stream:
-                            response.read()
-                            ensure_complete(response)
-                        response.extensions["retries"] = call.retries if call else ()
-                        return response
-                except BaseException:
-                    response.close()
-                    raise
-            except Exception as exc:
-                call = call or Call(request, policy, started)
-                failed = call.after(exc, monotonic())
+                if stream or response.status_code in policy.suspects:
+                    call = call or Call(request, policy, started)
+                    failed = self._judge(call, response, stream)
                 if failed is None:
+                    if not stream:
+                        response.read()
+                        ensure_complete(response)
+                    response.extensions["retries"] = call.retries if call else ()
+                    return response
+            except BaseException as exc:
+                call = call or Call(request, policy, started)
+                if (failed := self._recover(call, exc, response)) is None:
                     raise
             self._pause(failed)
+
+    def _judge(self, call: Call, response: httpx.Response, stream: bool) -> FailedAttempt | None:
+        """Ask whether a response is to be retried; should_retry may want to look at its body."""
+        watch(response)
+        if call.policy.should_retry and (response.is_error or not stream):
+            response.read()
+        return call.after(response, monotonic())
+
+    def _recover(
+        self, call: Call, exc: BaseException, response: httpx.Response | None
+    ) -> FailedAttempt | None:
+        """Ask whether an exception is to be retried; cancellation and the like never are."""
+        if response is not None:
+            response.close()
+        return call.after(exc, monotonic()) if isinstance(exc, Exception) else None
 
     def _pause(self, failed: FailedAttempt) -> None:
         """Give the connection back, tell the hooks, wait: nothing is held meanwhile."""
@@ -113,43 +118,47 @@ class AsyncProductionHTTPClient(ProductionOptions[httpx.AsyncBaseTransport], htt
     ) -> httpx.Response:
         """Send a request as httpx does, and again while its policy says so."""
         policy, started, call = request.extensions.get("retry", self.retry), monotonic(), None
-        if (
-            policy is not self.retry
-            or policy.total_timeout is not None
-            or not isinstance(request.stream, httpx.ByteStream)
-            or isinstance(request.extensions.get("timeout"), Deadline)
-        ):
+        kinds = type(request.stream), type(request.extensions.get("timeout"))
+        if kinds != PLAIN or getattr(policy, "total_timeout", policy) is not None:
             auth = self._prepare(request, policy, auth, started)
         request.extensions["attempt"], request.extensions["retries"] = 0, ()
         while True:
+            failed = response = None
             try:
                 response = await super().send(
                     request, stream=True, auth=auth, follow_redirects=follow_redirects
                 )
-                try:
-                    if stream or policy.total_timeout is not None:
-                        watch(response)
-                    failed = None
-                    if response.status_code in policy.suspects:
-                        call = call or Call(request, policy, started)
-                        if policy.should_retry and (response.is_error or not stream):
-                            await response.aread()  # should_retry may want to look at it
-                        failed = call.after(response, monotonic())
-                    if failed is None:
-                        if not stream:
-                            await response.aread()
-                            ensure_complete(response)
-                        response.extensions["retries"] = call.retries if call else ()
-                        return response
-                except BaseException:
-                    await response.aclose()
-                    raise
-            except Exception as exc:
-                call = call or Call(request, policy, started)
-                failed = call.after(exc, monotonic())
+                if stream or response.status_code in policy.suspects:
+                    call = call or Call(request, policy, started)
+                    failed = await self._judge(call, response, stream)
                 if failed is None:
+                    if not stream:
+                        await response.aread()
+                        ensure_complete(response)
+                    response.extensions["retries"] = call.retries if call else ()
+                    return response
+            except BaseException as exc:
+                call = call or Call(request, policy, started)
+                if (failed := await self._recover(call, exc, response)) is None:
                     raise
             await self._pause(failed)
+
+    async def _judge(
+        self, call: Call, response: httpx.Response, stream: bool
+    ) -> FailedAttempt | None:
+        """Ask whether a response is to be retried; should_retry may want to look at its body."""
+        watch(response)
+        if call.policy.should_retry and (response.is_error or not stream):
+            await response.aread()
+        return call.after(response, monotonic())
+
+    async def _recover(
+        self, call: Call, exc: BaseException, response: httpx.Response | None
+    ) -> FailedAttempt | None:
+        """Ask whether an exception is to be retried; cancellation and the like never are."""
+        if response is not None:
+            await response.aclose()
+        return call.after(exc, monotonic()) if isinstance(exc, Exception) else None
 
     async def _pause(self, failed: FailedAttempt) -> None:
         """Give the connection back, tell the hooks, wait: nothing is held meanwhile."""

@@ -227,7 +227,7 @@ class RetryPolicy:
     max_retry_after: float = 300.0
     should_retry: Callable[[httpx.Request, Outcome], bool | None] | None = None
     budget: RetryBudget | None = None
-    #: Statuses that need a decision: the fast path of `send()` asks nothing else.
+    #: Statuses whose responses are looked at: for all others `send()` has nothing to ask.
     suspects: Container[int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -250,8 +250,8 @@ class RetryPolicy:
             object.__setattr__(self, "exceptions", exceptions)
         _check_statuses(self.status_codes)
         object.__setattr__(self, "methods", _check_methods(self.methods))
-        asked_always = self.should_retry is not None or self.budget is not None
-        suspects = ALL_STATUS_CODES if asked_always else self.status_codes
+        looked_at = self.should_retry, self.budget, self.total_timeout
+        suspects = self.status_codes if looked_at == (None, None, None) else ALL_STATUS_CODES
         object.__setattr__(self, "suspects", suspects)
 
     def allows(self, request: httpx.Request) -> bool:
@@ -341,7 +341,7 @@ class Call:
         bearer = seen if isinstance(seen, httpx.Response) else self._sent(seen)
         bearer.extensions["retries"] = self.retries
         if verdict is None:
-            if self.policy.budget is not None:
+            if self.policy.budget is not None and not self.policy.covers(seen):
                 self.policy.budget.deposit(self._origin, refund=bool(self.retries))
         elif verdict or self.retries:
             self._give_up(outcome, _reason(seen), str(verdict), elapsed)
@@ -410,11 +410,10 @@ class Call:
         )
         self.retries += (failed,)
         self.request.extensions.update(attempt=len(self.retries), retries=self.retries)
-        story = (
-            f"{failed.reason} on attempt {failed.attempt + 1} of {self.policy.max_attempts} of "
-            f"{_where(self.request)}, retrying in {delay:.2f} s"
-        )
-        self._log(logging.INFO, story, failed.reason, delay)
+        if logger.isEnabledFor(logging.INFO):
+            number = f"attempt {failed.attempt + 1} of {self.policy.max_attempts}"
+            story = f"{failed.reason} on {number} of {_where(self.request)}, "
+            self._log(logging.INFO, f"{story}retrying in {delay:.2f} s", failed.reason, delay)
         return failed
 
     def _give_up(self, outcome: Outcome, reason: str, why: str, elapsed: float) -> None:
