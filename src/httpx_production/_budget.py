@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from threading import Lock
 from time import monotonic
 from typing import Any, Final
@@ -16,13 +15,11 @@ SLOTS: Final = 10  # the window moves in tenths: cheap to count, exact enough
 Origin = tuple[str, bytes]  # scheme, host:port
 
 
-@dataclass(slots=True)
 class Slot:
     """What was counted since `start`, for a tenth of the window."""
 
-    start: float
-    successes: int = 0
-    retries: int = 0
+    def __init__(self, start: float) -> None:
+        self.start, self.successes, self.retries = start, 0, 0
 
 
 class RetryBudget:

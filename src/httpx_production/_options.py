@@ -175,7 +175,7 @@ class ProductionOptions(Generic[TransportT], _HTTPXClient):
         if default_headers is not None:
             options["headers"] = _merged(default_headers, options.get("headers"))
         hooks: dict[str, Any] = dict(options.pop("event_hooks", None) or {})
-        _check_hook_names(hooks)
+        _check_hooks(hooks)
         options["verify"] = _verify(options, http2)
         super().__init__(base_url="" if base_url is None else base_url, http2=http2, **options)
         self.event_hooks = hooks
@@ -215,7 +215,7 @@ class ProductionOptions(Generic[TransportT], _HTTPXClient):
 
     @event_hooks.setter
     def event_hooks(self, event_hooks: dict[str, list[Callable[..., Any]]]) -> None:
-        _check_hook_names(event_hooks)
+        _check_hooks(event_hooks)
         parent: Any = super(ProductionOptions, type(self)).event_hooks
         parent.__set__(self, event_hooks)  # httpx keeps request and response, in a new dict
         if "retry" in event_hooks:
@@ -259,14 +259,15 @@ class ProductionOptions(Generic[TransportT], _HTTPXClient):
             if "Content-Length" not in given and "Content-Length" not in self.headers:
                 _correct_length(request, content, unknown=rewind is None)
         if "retry" in request.extensions:
-            _check_policy(request.extensions["retry"])
+            _check_policy("extensions['retry']", request.extensions["retry"])
         return request
 
     def _prepare(
         self, request: httpx.Request, policy: RetryPolicy, auth: Any, started: float
     ) -> Any:
         """Ready a request that is not plain: own policy, deadline or body. Return its auth."""
-        _check_policy(policy)
+        own = "retry" in request.extensions
+        _check_policy("extensions['retry']" if own else "client.retry", policy)
         guard(request)
         phases = dict(request.extensions.get("timeout") or self.timeout.as_dict())
         if policy.total_timeout is None:
@@ -381,12 +382,14 @@ def _correct_length(request: httpx.Request, content: Any, *, unknown: bool) -> N
         request.headers["Content-Length"] = str(max(0, length))
 
 
-def _check_hook_names(event_hooks: Mapping[str, Any]) -> None:
-    for name in event_hooks:
+def _check_hooks(event_hooks: Mapping[str, Any]) -> None:
+    for name, functions in event_hooks.items():
         if name not in ("request", "response", "retry"):
             raise ValueError(f"unknown event hook {name!r}: use request, response or retry")
+        if callable(functions):
+            raise TypeError(f"event_hooks[{name!r}] must be a list of functions: [{functions!r}]")
 
 
-def _check_policy(policy: Any) -> None:
+def _check_policy(name: str, policy: Any) -> None:
     if not isinstance(policy, RetryPolicy):
-        raise TypeError(f"extensions['retry'] must be a RetryPolicy, not {policy!r}")
+        raise TypeError(f"{name} must be a RetryPolicy, not {policy!r}")

@@ -73,7 +73,8 @@ class ProductionHTTPClient(ProductionOptions[httpx.BaseTransport], httpx.Client)
 
     def _judge(self, call: Call, response: httpx.Response, stream: bool) -> FailedAttempt | None:
         """Ask whether a response is to be retried; should_retry may want to look at its body."""
-        watch(response)
+        if stream or call.policy.total_timeout is not None:
+            watch(response)
         if call.policy.should_retry and (response.is_error or not stream):
             response.read()
         return call.after(response, monotonic())
@@ -147,7 +148,8 @@ class AsyncProductionHTTPClient(ProductionOptions[httpx.AsyncBaseTransport], htt
         self, call: Call, response: httpx.Response, stream: bool
     ) -> FailedAttempt | None:
         """Ask whether a response is to be retried; should_retry may want to look at its body."""
-        watch(response)
+        if stream or call.policy.total_timeout is not None:
+            watch(response)
         if call.policy.should_retry and (response.is_error or not stream):
             await response.aread()
         return call.after(response, monotonic())

@@ -58,7 +58,7 @@ HTTPX_EXCEPTIONS: Final[dict[type[Exception], str]] = {
 IDEMPOTENT_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 ALL_STATUS_CODES: Final = range(1000)
 LONGEST_BACKOFF: Final = 60.0
-LONGEST_TIMEOUT: Final = 1e9  # as good as infinite: sleep() and sockets refuse little more
+LONGEST_TIMEOUT: Final = 2_147_483  # poll() takes milliseconds as an int: more would wrap around
 LONGEST_DELAY: Final = 86_400.0  # what an infinite backoff means: sleep() refuses more than years
 
 
@@ -149,8 +149,8 @@ def seconds(name: str, value: Any, *, optional: bool = True, zero: bool = True) 
         raise TypeError(f"{name} must be a number of seconds{hint}, not {value!r}")
     if not 0 <= value <= LONGEST_TIMEOUT or (value == 0 and not zero):
         hint = "; None means: no limit" if optional else ""
-        least = "at least 0" if zero else "more than 0"
-        raise ValueError(f"{name} must be finite and {least} seconds, not {value!r}{hint}")
+        least = f"{'at least' if zero else 'more than'} 0 and at most {LONGEST_TIMEOUT}"
+        raise ValueError(f"{name} must be {least} seconds, not {value!r}{hint}")
 
 
 def _items(name: str, value: Any, example: str) -> tuple[Any, ...]:
@@ -325,17 +325,17 @@ class Call:
     def __init__(self, request: httpx.Request, policy: RetryPolicy, started: float) -> None:
         self.request, self.policy, self.started = request, policy, started
         self.retries: tuple[FailedAttempt, ...] = ()
-        self._deciding = False
+        self._final = False
 
     def after(self, outcome: Outcome, now: float) -> FailedAttempt | None:
         """Return the failed attempt to wait for before the next one, or None: this is final."""
-        if self._deciding:  # what the caller's own backoff or should_retry raised: no outcome
+        if self._final:  # what the caller's own function raised, or the body of a given-up response
             return None
         seen = outcome.response if isinstance(outcome, httpx.HTTPStatusError) else outcome
         elapsed = now - self.started
-        self._deciding = True
+        self._final = True
         verdict = self._verdict(seen, elapsed)
-        self._deciding = False
+        self._final = isinstance(verdict, str) and isinstance(seen, httpx.Response)
         if isinstance(verdict, float):
             return self._remember(seen, verdict)
         bearer = seen if isinstance(seen, httpx.Response) else self._sent(seen)

@@ -1,0 +1,333 @@
+"""RetryPolicy: what it accepts and refuses, and that it is a value to be shared."""
+
+import copy
+import dataclasses
+import inspect
+import math
+import pickle
+from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import httpx
+import pytest
+
+import httpx_production
+from httpx_production import (
+    HTTPX_EXCEPTIONS,
+    RETRIABLE_STATUS_CODES,
+    FailedAttempt,
+    RetryBudget,
+    RetryPolicy,
+    jittered_backoff,
+)
+
+
+class Everything:
+    """A container that isn't iterable."""
+
+    def __contains__(self, status: object) -> bool:
+        return True
+
+
+# --- defaults -------------------------------------------------------------------------------------
+
+
+def test_the_defaults_are_those_of_the_contract() -> None:
+    """Five attempts, no deadline, idempotent methods, the live tables."""
+    policy = RetryPolicy()
+    assert (policy.max_attempts, policy.total_timeout, policy.max_retry_after) == (5, None, 300.0)
+    assert policy.methods == {"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"}
+    assert policy.status_codes is RETRIABLE_STATUS_CODES
+    assert policy.exceptions is HTTPX_EXCEPTIONS
+    assert policy.backoff is jittered_backoff
+    assert (policy.should_retry, policy.budget) == (None, None)
+
+
+def test_the_tables_hold_what_the_contract_says() -> None:
+    """Seven statuses and nine exception types, each with a text."""
+    assert sorted(RETRIABLE_STATUS_CODES) == [104, 408, 429, 500, 502, 503, 504]
+    assert RETRIABLE_STATUS_CODES[104] == "Connection Reset"
+    assert set(HTTPX_EXCEPTIONS) == {
+        httpx.TimeoutException, httpx.NetworkError, httpx.ConnectError, httpx.ConnectTimeout,
+        httpx.ReadTimeout, httpx.PoolTimeout, httpx.LocalProtocolError, httpx.RemoteProtocolError,
+        httpx.ProxyError,
+    }  # fmt: skip
+    assert type(RETRIABLE_STATUS_CODES) is type(HTTPX_EXCEPTIONS) is dict
+    assert all(isinstance(text, str) and text for text in RETRIABLE_STATUS_CODES.values())
+    assert all(isinstance(text, str) and text for text in HTTPX_EXCEPTIONS.values())
+
+
+def test_every_field_is_keyword_only() -> None:
+    """A bare number would not say whether it counts attempts or seconds."""
+    parameters = inspect.signature(RetryPolicy).parameters.values()
+    assert {parameter.kind for parameter in parameters} == {inspect.Parameter.KEYWORD_ONLY}
+    assert [parameter.name for parameter in parameters] == [
+        "max_attempts", "total_timeout", "methods", "status_codes", "exceptions", "backoff",
+        "max_retry_after", "should_retry", "budget",
+    ]  # fmt: skip
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+BAD_SECONDS: list[tuple[Any, type[Exception]]] = [
+    (-1, ValueError), (-0.001, ValueError), (math.nan, ValueError), (math.inf, ValueError),
+    (-math.inf, ValueError), (10**400, ValueError), ("5", TypeError), (b"5", TypeError),
+    (True, TypeError), (False, TypeError), ([5], TypeError), (5j, TypeError),
+    (Decimal(5), TypeError), (Fraction(1, 2), TypeError), (httpx.Timeout(5), TypeError),
+]  # fmt: skip
+
+BAD: list[tuple[str, Any, type[Exception]]] = [
+    *(("max_attempts", value, ValueError) for value in (0, -1, -(10**400))),
+    *(("max_attempts", v, TypeError) for v in (2.5, 5.0, True, False, "5", None, math.nan, [5])),
+    *(("total_timeout", value, error) for value, error in [*BAD_SECONDS, (0, ValueError)]),
+    *(("max_retry_after", value, error) for value, error in [*BAD_SECONDS, (None, TypeError)]),
+    *(("methods", v, TypeError) for v in ("GET", "", b"GET", None, 5, {"GET": 1, 5: 2}, [b"GET"])),
+    *(("methods", value, TypeError) for value in ([None], object())),
+    *(("status_codes", v, TypeError) for v in (503, "503", b"503", None, {"503"}, [503.0], [True])),
+    *(("status_codes", value, TypeError) for value in ([None], iter([503]), object())),
+    *(("exceptions", v, TypeError) for v in ("ReadTimeout", None, 5, httpx.ReadTimeout, object())),
+    *(("exceptions", v, TypeError) for v in (["ReadTimeout"], [httpx.ReadTimeout("")], [int])),
+    *(("exceptions", v, TypeError) for v in ([None], [KeyboardInterrupt], [BaseException])),
+    *(("backoff", value, TypeError) for value in (None, 1.0, "exponential", [1, 2, 4])),
+    *(("should_retry", value, TypeError) for value in (True, "yes", 5, [len])),
+    *(("budget", value, TypeError) for value in (True, 10, "10", RetryBudget)),
+]
+
+
+def named(value: Any) -> list[str]:
+    """What a message may show of a bad value: itself, or an item of it."""
+    items = list(value) if isinstance(value, list | set | dict | bytes) else []
+    return [repr(each) for each in [value, *items]]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"), BAD, ids=[f"{name}-{value!r:.20}" for name, value, _ in BAD]
+)
+def test_bad_values_are_refused_by_name_and_value(
+    name: str, value: Any, error: type[Exception]
+) -> None:
+    """In the constructor, before any connection, with a message a person can act on."""
+    with pytest.raises(error) as caught:
+        RetryPolicy(**{name: value})
+    assert type(caught.value) is error
+    message = str(caught.value)
+    assert message.startswith(f"{name} must ")
+    assert any(text in message for text in named(value))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_attempts": 0}, "max_attempts must be at least 1, not 0 (1 means: never retry)"),
+        ({"max_attempts": 2.5}, "max_attempts must be a whole number, not 2.5"),
+        ({"max_attempts": True}, "max_attempts must be a whole number, not True"),
+        ({"total_timeout": "5"}, "total_timeout must be a number of seconds or None, not '5'"),
+        (
+            {"total_timeout": 0},
+            (
+                "total_timeout must be more than 0 and at most 2147483 seconds, not 0; "
+                "None means: no limit"
+            ),
+        ),
+        (
+            {"max_retry_after": -1},
+            "max_retry_after must be at least 0 and at most 2147483 seconds, not -1",
+        ),
+        ({"max_retry_after": None}, "max_retry_after must be a number of seconds, not None"),
+        (
+            {"methods": "GET"},
+            """methods must be a collection such as {"GET", "PUT"}, not 'GET'""",
+        ),
+        ({"methods": [5]}, "methods must hold strings, not 5"),
+        ({"status_codes": 503}, "status_codes must be a container such as {429, 503}, not 503"),
+        ({"status_codes": {"503"}}, "status_codes must hold whole numbers, not '503'"),
+        (
+            {"exceptions": httpx.ReadTimeout},
+            (
+                "exceptions must be a collection such as [httpx.ReadTimeout], "
+                "not <class 'httpx.ReadTimeout'>"
+            ),
+        ),
+        ({"exceptions": [int]}, "exceptions must hold exception types, not <class 'int'>"),
+        ({"backoff": 1.0}, "backoff must be a function, not 1.0"),
+        ({"should_retry": True}, "should_retry must be a function, not True"),
+    ],
+)
+def test_messages_say_what_was_wrong_and_what_to_do(changes: Any, message: str) -> None:
+    """The whole sentence, as a user reads it."""
+    with pytest.raises((TypeError, ValueError)) as caught:
+        RetryPolicy(**changes)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("name", ["total_timeout", "max_retry_after"])
+@pytest.mark.parametrize("value", [2_147_484, 1e300, pytest.param(10**400, id="huge")])
+def test_more_seconds_than_a_socket_can_wait_are_refused_with_the_limit(
+    name: str, value: float
+) -> None:
+    """24 days are finite, and so is a year: the message must say what is wrong with it."""
+    with pytest.raises(ValueError, match=f"{name} must be .* at most 2147483 seconds, not"):
+        RetryPolicy(**{name: value})  # type: ignore[arg-type]
+
+
+def test_unknown_and_positional_arguments_are_refused() -> None:
+    """A typing error must not become a silent default."""
+    with pytest.raises(TypeError, match="max_attempt"):
+        RetryPolicy(max_attempt=3)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="positional"):
+        RetryPolicy(3)  # type: ignore[misc]
+    with pytest.raises(TypeError, match="suspects"):
+        RetryPolicy(suspects={503})  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(RetryPolicy)])
+def test_replace_checks_as_the_constructor_does(name: str) -> None:
+    """`dataclasses.replace` is no way around the rules."""
+    with pytest.raises((TypeError, ValueError)):
+        dataclasses.replace(RetryPolicy(), **{name: object()})
+
+
+# --- what is accepted -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_attempts": 1},
+        {"max_attempts": 10**9},
+        {"total_timeout": 0.001},
+        {"total_timeout": 30},
+        {"max_retry_after": 0},
+        {"max_retry_after": 2_147_483},
+        {"methods": ()},
+        {"methods": ["GET"]},
+        {"methods": frozenset({"QUERY"})},
+        {"methods": (name for name in ("GET", "POST"))},
+        {"status_codes": range(500, 600)},
+        {"status_codes": {503: "why"}},
+        {"status_codes": ()},
+        {"status_codes": Everything()},
+        {"exceptions": ()},
+        {"exceptions": {httpx.ReadError: "why"}},
+        {"exceptions": {OSError, Exception}},
+        {"backoff": lambda attempt: 0.0},
+        {"should_retry": lambda request, outcome: None},
+        {"budget": RetryBudget()},
+    ],
+    ids=str,
+)
+def test_sensible_values_are_accepted(changes: dict[str, Any]) -> None:
+    """Any container, any iterable, any callable, whole numbers where seconds are meant."""
+    RetryPolicy(**changes)
+
+
+def test_methods_are_folded_to_upper_case() -> None:
+    """httpx upper-cases a request's method, so the policy's are, too."""
+    assert RetryPolicy(methods=["get", "Post"]).methods == frozenset({"GET", "POST"})
+
+
+def test_an_iterator_of_exceptions_is_used_up_once() -> None:
+    """A generator serves every decision, not the first alone."""
+    policy = RetryPolicy(exceptions=(kind for kind in (httpx.ReadError, httpx.ReadTimeout)))
+    for _ in range(3):
+        assert policy.covers(httpx.ReadError(""))
+        assert policy.covers(httpx.ReadTimeout(""))
+
+
+def test_an_iterator_with_a_wrong_item_is_refused() -> None:
+    """What an iterator holds is looked at in the constructor, too."""
+    with pytest.raises(TypeError, match="exceptions must hold exception types, not 5"):
+        RetryPolicy(exceptions=iter([httpx.ReadError, 5]))  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("table", ["status_codes", "exceptions"])
+def test_a_live_table_with_a_wrong_key_is_refused_by_the_next_constructor(
+    table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The earliest moment is the next policy or client that is made."""
+    live: dict[Any, str]
+    live = RETRIABLE_STATUS_CODES if table == "status_codes" else HTTPX_EXCEPTIONS  # type: ignore[assignment]
+    monkeypatch.setitem(live, "503", "a string")
+    with pytest.raises(TypeError, match=f"{table} must hold .*, not '503'"):
+        RetryPolicy()
+    with pytest.raises(TypeError, match=f"{table} must hold .*, not '503'"):
+        httpx_production.ProductionHTTPClient(transport=httpx.MockTransport(lambda request: None))  # type: ignore[arg-type,return-value]
+
+
+# --- a value --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(RetryPolicy)])
+def test_a_policy_is_frozen(name: str) -> None:
+    """It is shared between clients and threads, so nobody changes it."""
+    policy = RetryPolicy()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(policy, name, None)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        delattr(policy, name)
+
+
+def test_policies_compare_and_hash_by_value() -> None:
+    """A policy can be a key, default tables and lists included."""
+    assert RetryPolicy() == RetryPolicy()
+    assert hash(RetryPolicy()) == hash(RetryPolicy())
+    assert RetryPolicy(max_attempts=3) != RetryPolicy()
+    assert RetryPolicy(methods=["GET"]) == RetryPolicy(methods={"get"})
+    own = RetryPolicy(status_codes=[503], exceptions=[httpx.ReadError], methods=["GET"])
+    assert {own: "own", RetryPolicy(): "default"}[own] == "own"
+    budget = RetryBudget()
+    assert hash(RetryPolicy(budget=budget)) == hash(RetryPolicy(budget=budget))
+    assert RetryPolicy(budget=budget) != RetryPolicy(budget=RetryBudget())
+
+
+def test_the_hash_does_not_follow_the_live_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that is added to a table must not lose policies in dicts."""
+    policy = RetryPolicy()
+    before = hash(policy)
+    monkeypatch.setitem(RETRIABLE_STATUS_CODES, 418, "I'm a teapot")
+    assert hash(policy) == before
+
+
+def test_replace_derives_a_policy_and_keeps_the_live_tables() -> None:
+    """The documented way to change one field, which leaves the original alone."""
+    policy = RetryPolicy(total_timeout=30, should_retry=lambda request, outcome: None)
+    derived = dataclasses.replace(policy, max_attempts=2)
+    assert (derived.max_attempts, derived.total_timeout, policy.max_attempts) == (2, 30, 5)
+    assert derived.should_retry is policy.should_retry
+    assert derived.status_codes is RETRIABLE_STATUS_CODES
+    assert derived.exceptions is HTTPX_EXCEPTIONS
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, lambda p: pickle.loads(pickle.dumps(p))])
+def test_a_copy_is_equal(duplicate: Callable[[RetryPolicy], RetryPolicy]) -> None:
+    """Policies travel to other processes, as settings do."""
+    policy = RetryPolicy(max_attempts=3, methods=["GET"])
+    assert duplicate(policy) == policy
+    assert duplicate(policy).covers(httpx.Response(503))
+
+
+def test_repr_names_the_fields_and_nothing_else() -> None:
+    """Every argument of the constructor, none of the inner workings."""
+    text = repr(
+        RetryPolicy(max_attempts=2, total_timeout=1.5, methods={"GET"}, budget=RetryBudget())
+    )
+    assert text.startswith("RetryPolicy(max_attempts=2, total_timeout=1.5, methods=frozenset(")
+    assert "budget=RetryBudget(burst=10, ratio=0.1, window=60.0)" in text
+    assert "suspects" not in text
+    assert "\n" not in text
+
+
+def test_a_failed_attempt_is_a_frozen_record() -> None:
+    """The hook's argument: keyword-only, no attribute to be set, no secret in its repr."""
+    request = httpx.Request("GET", "https://user:pa55@example.com/?key=SECRET")
+    failed = FailedAttempt(
+        request=request, attempt=0, outcome=httpx.ReadTimeout("SECRET"), delay=0.9, reason="Why"
+    )
+    assert repr(failed) == str(failed) == "FailedAttempt(attempt=0, delay=0.9, reason='Why')"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        failed.delay = 1.0  # type: ignore[misc]
+    assert not hasattr(failed, "__dict__")  # thousands of them may be kept
+    with pytest.raises(TypeError):
+        FailedAttempt(request, 0, httpx.ReadTimeout(""), 0.9, "Why")  # type: ignore[misc]
