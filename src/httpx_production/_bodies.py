@@ -65,6 +65,22 @@ class DualBody(SyncBody, AsyncBody):
     """Multipart: httpx's stream is of both kinds, so the wrapper is too."""
 
 
+class _Pieces:
+    """An anyio file in pieces: iterated, it gives lines, each by a change of threads."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while piece := await self._file.read(SMALL_BODY):
+            yield piece
+
+
+def in_pieces(content: Any) -> Any:
+    """Wrap an anyio file; leave everything else alone."""
+    return _Pieces(content) if hasattr(content, "__aiter__") else content
+
+
 def guard(request: httpx.Request, rewind: Callable[[], Any] | None = None) -> None:
     """Wrap the request's stream, unless it is in memory or was wrapped before."""
     stream = request.stream
@@ -158,14 +174,21 @@ class _SyncWatched(_Watched, httpx.SyncByteStream):
 class _AsyncWatched(_Watched, httpx.AsyncByteStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         assert isinstance(self._stream, httpx.AsyncByteStream)
+        chunks = aiter(self._stream)
         try:
-            async for chunk in self._stream:
+            while (chunk := await self._next(chunks)) is not None:
                 self._check(chunk)
                 yield chunk
         except httpx.TimeoutException as exc:
             self._explain(exc)
             raise
         ensure_complete(self._response)
+
+    async def _next(self, chunks: AsyncIterator[bytes]) -> bytes | None:
+        if self._deadline is None:
+            return await anext(chunks, None)
+        with self._deadline.enforced(self._response.request):
+            return await anext(chunks, None)
 
     async def aclose(self) -> None:
         assert isinstance(self._stream, httpx.AsyncByteStream)
@@ -192,7 +215,8 @@ def hurried(response: httpx.Response) -> Generator[None]:
     timeouts = extensions.get("timeout", {})
     until = min(monotonic() + SHORT_WAIT, getattr(timeouts, "until", float("inf")))
     extensions["timeout"] = Deadline(dict(timeouts), until, SHORT_WAIT)
-    watch(response, SMALL_BODY)
+    # A thousand times its size may come out of a compressed body.
+    watch(response, SMALL_BODY // 16 if "Content-Encoding" in response.headers else SMALL_BODY)
     try:
         with suppress(Exception):
             yield
@@ -212,9 +236,14 @@ def ensure_complete(response: httpx.Response) -> None:
         return
     for one in getattr(decoder, "children", (decoder,)):
         decompressor = getattr(one, "decompressor", None)
-        if decompressor is not None and response.num_bytes_downloaded and _unfinished(decompressor):
+        if decompressor is None or not response.num_bytes_downloaded:
+            continue
+        if _unfinished(decompressor):
             message = "the compressed body ended before its end"
             raise httpx.RemoteProtocolError(message, request=response.request)
+        if getattr(decompressor, "unused_data", b"").startswith(b"\x1f\x8b"):
+            message = "a gzip body of several members, of which httpx decodes the first"
+            raise httpx.DecodingError(message, request=response.request)
 
 
 def _unfinished(decompressor: Any) -> bool:

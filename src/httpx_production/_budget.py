@@ -50,7 +50,9 @@ class RetryBudget:
         _validate("burst", burst, zero=True)
         _validate("ratio", ratio, zero=True)
         _validate("window", window, zero=False)
-        self.burst, self.ratio, self.window = burst, ratio, window
+        self.burst: int = burst
+        self.ratio: float = ratio
+        self.window: float = window
         self._clock, self._lock = clock, Lock()
         self._origins: dict[Origin, deque[Slot]] = {}
 

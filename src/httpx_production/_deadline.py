@@ -7,11 +7,13 @@ what is left. Nothing of this exists in a call without a total_timeout.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator
+from contextlib import contextmanager
 from time import monotonic
 from typing import Any
 
 import httpx
 
+GRACE = 0.05  # seconds, for those who keep the deadline by themselves
 SHORTEST = 0.001  # a socket timeout of 0 would mean "non-blocking"
 
 
@@ -28,13 +30,13 @@ class Left(float):
     def __new__(cls, phase: float | None, until: float) -> Left:
         """Make the timeout of one phase (seconds, None = no limit) that ends at `until`."""
         phase = float("inf") if phase is None else float(phase)
-        self = super().__new__(cls, max(SHORTEST, min(phase, until - monotonic())))
+        self = super().__new__(cls, min(phase, max(SHORTEST, until - monotonic())))
         self.phase, self.until = phase, until
         return self
 
     def now(self) -> float:
         """Seconds that this operation may take, at least a millisecond."""
-        return max(SHORTEST, min(self.phase, self.until - monotonic()))
+        return min(self.phase, max(SHORTEST, self.until - monotonic()))
 
 
 def remaining(timeout: float | None) -> float | None:
@@ -69,6 +71,22 @@ class Deadline(dict[str, float | None]):
         note = f"total_timeout of {self.total:g} s ran out"
         if self.left < 0.01 and note not in getattr(exc, "__notes__", ()):
             exc.add_note(note)
+
+    @contextmanager
+    def enforced(self, request: httpx.Request) -> Generator[None]:
+        """Cancel what goes on after the deadline: an ASGI app, say, or aiohttp's transport.
+
+        They ask for timeouts once, or never. httpx's own transports have raised by then, and
+        named the phase. Only for the async client: a blocking call can't be cancelled.
+        """
+        import anyio  # here, because `import httpx_production` should not cost more than httpx
+
+        with anyio.move_on_after(max(0.0, self.left) + GRACE) as scope:
+            yield
+        if scope.cancelled_caught:
+            exc = httpx.ReadTimeout("the response did not come in time", request=request)
+            self.explain(exc)
+            raise exc
 
     def check(self, request: httpx.Request) -> None:
         """Raise `httpx.ReadTimeout` when the deadline has passed: asked between two chunks."""

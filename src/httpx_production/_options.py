@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack, cast
 
 import httpx
 
-from ._bodies import guard, rewinder, tell
+from ._bodies import guard, in_pieces, rewinder, tell
 from ._deadline import Deadline, DeadlineAuth
 from .retry import RetryPolicy, seconds
 
@@ -240,7 +240,7 @@ class ProductionOptions(Generic[TransportT], _HTTPXClient):
         request = super().build_request(  # written out: **options would cost a request 2 %
             method,
             url,
-            content=content,
+            content=in_pieces(content) if hasattr(content, "wrapped") else content,
             data=data,
             files=files,
             json=json,

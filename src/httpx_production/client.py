@@ -5,6 +5,8 @@ The only file that sends and sleeps. The two loops differ in `await` alone (a te
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
+from contextlib import nullcontext
 from inspect import isawaitable
 from time import monotonic, sleep
 from typing import Any
@@ -12,9 +14,11 @@ from typing import Any
 import httpx
 
 from ._bodies import ensure_complete, hurried, watch
+from ._deadline import Deadline
 from ._options import ProductionOptions
 from .retry import Call, FailedAttempt
 
+Send = Callable[..., Coroutine[Any, Any, httpx.Response]]
 
 # Body and timeouts of a request that needs no preparing: in memory, and httpx's own.
 PLAIN = (httpx.ByteStream, dict)
@@ -46,16 +50,15 @@ class ProductionHTTPClient(ProductionOptions[httpx.BaseTransport], httpx.Client)
     ) -> httpx.Response:
         """Send a request as httpx does, and again while its policy says so."""
         policy, started, call = request.extensions.get("retry", self.retry), monotonic(), None
-        kinds = type(request.stream), type(request.extensions.get("timeout"))
+        kinds = type(request.stream), type(request.extensions.get("timeout"))  # pyright: ignore
+        send = super().send
         if kinds != PLAIN or getattr(policy, "total_timeout", policy) is not None:
-            auth = self._prepare(request, policy, auth, started)
+            auth, send = self._prepare(request, policy, auth, started), self._in_time(send)
         request.extensions["attempt"], request.extensions["retries"] = 0, ()
         while True:
             failed = response = None
             try:
-                response = super().send(
-                    request, stream=True, auth=auth, follow_redirects=follow_redirects
-                )
+                response = send(request, stream=True, auth=auth, follow_redirects=follow_redirects)
                 if stream or response.status_code in policy.suspects:
                     call = call or Call(request, policy, started)
                     failed = self._judge(call, response, stream)
@@ -63,13 +66,16 @@ class ProductionHTTPClient(ProductionOptions[httpx.BaseTransport], httpx.Client)
                     if not stream:
                         response.read()
                         ensure_complete(response)
-                    response.extensions["retries"] = call.retries if call else ()
+                    response.extensions["retries"] = call.end() if call else ()
                     return response
             except BaseException as exc:
                 call = call or Call(request, policy, started)
-                if (failed := self._recover(call, exc, response)) is None:
-                    raise
+                failed = self._recover(call, exc, response)
             self._pause(failed)
+
+    def _in_time[F](self, send: F) -> F:
+        """Return `send`: nobody can interrupt a blocking call but the transport itself."""
+        return send
 
     def _judge(self, call: Call, response: httpx.Response, stream: bool) -> FailedAttempt | None:
         """Ask whether a response is to be retried; should_retry may want to look at its body."""
@@ -81,11 +87,14 @@ class ProductionHTTPClient(ProductionOptions[httpx.BaseTransport], httpx.Client)
 
     def _recover(
         self, call: Call, exc: BaseException, response: httpx.Response | None
-    ) -> FailedAttempt | None:
-        """Ask whether an exception is to be retried; cancellation and the like never are."""
+    ) -> FailedAttempt:
+        """Raise the exception again unless it is to be retried; cancellation never is."""
         if response is not None:
             response.close()
-        return call.after(exc, monotonic()) if isinstance(exc, Exception) else None
+        failed = call.after(exc, monotonic()) if isinstance(exc, Exception) else None
+        if failed is None:
+            raise exc
+        return failed
 
     def _pause(self, failed: FailedAttempt) -> None:
         """Give the connection back, tell the hooks, wait: nothing is held meanwhile."""
@@ -119,14 +128,15 @@ class AsyncProductionHTTPClient(ProductionOptions[httpx.AsyncBaseTransport], htt
     ) -> httpx.Response:
         """Send a request as httpx does, and again while its policy says so."""
         policy, started, call = request.extensions.get("retry", self.retry), monotonic(), None
-        kinds = type(request.stream), type(request.extensions.get("timeout"))
+        kinds = type(request.stream), type(request.extensions.get("timeout"))  # pyright: ignore
+        send = super().send
         if kinds != PLAIN or getattr(policy, "total_timeout", policy) is not None:
-            auth = self._prepare(request, policy, auth, started)
+            auth, send = self._prepare(request, policy, auth, started), self._in_time(send)
         request.extensions["attempt"], request.extensions["retries"] = 0, ()
         while True:
             failed = response = None
             try:
-                response = await super().send(
+                response = await send(
                     request, stream=True, auth=auth, follow_redirects=follow_redirects
                 )
                 if stream or response.status_code in policy.suspects:
@@ -136,13 +146,22 @@ class AsyncProductionHTTPClient(ProductionOptions[httpx.AsyncBaseTransport], htt
                     if not stream:
                         await response.aread()
                         ensure_complete(response)
-                    response.extensions["retries"] = call.retries if call else ()
+                    response.extensions["retries"] = call.end() if call else ()
                     return response
             except BaseException as exc:
                 call = call or Call(request, policy, started)
-                if (failed := await self._recover(call, exc, response)) is None:
-                    raise
+                failed = await self._recover(call, exc, response)
             await self._pause(failed)
+
+    def _in_time(self, send: Send) -> Send:
+        """Return `send` with the deadline enforced, whatever transport it goes through."""
+
+        async def in_time(request: httpx.Request, **how: Any) -> httpx.Response:
+            deadline = request.extensions["timeout"]
+            with deadline.enforced(request) if isinstance(deadline, Deadline) else nullcontext():
+                return await send(request, **how)
+
+        return in_time
 
     async def _judge(
         self, call: Call, response: httpx.Response, stream: bool
@@ -156,11 +175,14 @@ class AsyncProductionHTTPClient(ProductionOptions[httpx.AsyncBaseTransport], htt
 
     async def _recover(
         self, call: Call, exc: BaseException, response: httpx.Response | None
-    ) -> FailedAttempt | None:
-        """Ask whether an exception is to be retried; cancellation and the like never are."""
+    ) -> FailedAttempt:
+        """Raise the exception again unless it is to be retried; cancellation never is."""
         if response is not None:
             await response.aclose()
-        return call.after(exc, monotonic()) if isinstance(exc, Exception) else None
+        failed = call.after(exc, monotonic()) if isinstance(exc, Exception) else None
+        if failed is None:
+            raise exc
+        return failed
 
     async def _pause(self, failed: FailedAttempt) -> None:
         """Give the connection back, tell the hooks, wait: nothing is held meanwhile."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ._budget import RetryBudget
 
-logger = logging.getLogger("httpx_production")
+logger: logging.Logger = logging.getLogger("httpx_production")
 
 Outcome = httpx.Response | Exception
 
@@ -128,8 +128,8 @@ def _http_date(value: str, now: datetime) -> pendulum.DateTime | None:
 def _requested_delay(response: httpx.Response) -> float | None:
     """Return the seconds that the server asks for, or None; zero and the past ask for nothing."""
     milliseconds = response.headers.get("retry-after-ms", "")
-    if re.fullmatch(r"\d+(\.\d+)?", milliseconds, re.ASCII):
-        return min(float(milliseconds), sys.float_info.max) / 1000 or None
+    if re.fullmatch(r"\d+(\.\d+)?", milliseconds, re.ASCII) and float(milliseconds):
+        return min(float(milliseconds), sys.float_info.max) / 1000
     value = response.headers.get("retry-after", "").strip(" \t")
     sent = None
     if _match_date(value):  # counted from the response's own Date, a wrong clock does no harm
@@ -209,7 +209,8 @@ class RetryPolicy:
             returned at once.
         should_retry: asked with the request and its response or exception: True and False decide
             instead of methods and tables, None leaves it to them. Attempts, deadline, budget and
-            a body that can't be repeated still bind. An error response is read before.
+            a body that can't be repeated still bind. An error response's body is read before,
+            within the ordinary timeouts, for stream() too.
         budget: a RetryBudget that keeps retries a small share of the traffic.
 
     Raises:
@@ -323,16 +324,20 @@ class Call:
     """One `send()`: made when its first attempt fails, asked after each, ended with its story."""
 
     def __init__(self, request: httpx.Request, policy: RetryPolicy, started: float) -> None:
-        self.request, self.policy, self.started = request, policy, started
+        self.policy: RetryPolicy = policy
+        self._request, self._started = request, started
         self.retries: tuple[FailedAttempt, ...] = ()
-        self._final = False
+        self._final = self._success = False
+        self._story = ""
 
     def after(self, outcome: Outcome, now: float) -> FailedAttempt | None:
         """Return the failed attempt to wait for before the next one, or None: this is final."""
         if self._final:  # what the caller's own function raised, or the body of a given-up response
+            if self._story and isinstance(outcome, Exception):
+                outcome.add_note(self._story)
             return None
         seen = outcome.response if isinstance(outcome, httpx.HTTPStatusError) else outcome
-        elapsed = now - self.started
+        elapsed = now - self._started
         self._final = True
         verdict = self._verdict(seen, elapsed)
         self._final = isinstance(verdict, str) and isinstance(seen, httpx.Response)
@@ -340,12 +345,16 @@ class Call:
             return self._remember(seen, verdict)
         bearer = seen if isinstance(seen, httpx.Response) else self._sent(seen)
         bearer.extensions["retries"] = self.retries
-        if verdict is None:
-            if self.policy.budget is not None and not self.policy.covers(seen):
-                self.policy.budget.deposit(self._origin, refund=bool(self.retries))
-        elif verdict or self.retries:
+        self._success = verdict is None and not self.policy.covers(seen)
+        if verdict or (verdict is not None and self.retries):
             self._give_up(outcome, _reason(seen), str(verdict), elapsed)
         return None
+
+    def end(self) -> tuple[FailedAttempt, ...]:
+        """Return the history, now that the body is there: only then was it a success."""
+        if self._success and self.policy.budget is not None:
+            self.policy.budget.deposit(self._origin, refund=bool(self.retries))
+        return self.retries
 
     def _verdict(self, outcome: Outcome, elapsed: float) -> float | str | None:
         """Return the delay, or why there is no retry ("": no more attempts), or None: no need."""
@@ -359,7 +368,7 @@ class Call:
             return ""
         if not decided and (method := self._refused_method(outcome)):
             return f"{method} {_NOT_COVERED}"
-        if not getattr(self.request.stream, "replayable", True):
+        if not getattr(self._request.stream, "replayable", True):
             return "the request body can't be sent again"
         delay = policy.delay(len(self.retries), outcome)
         if delay == math.inf:
@@ -372,7 +381,7 @@ class Call:
 
     def _asked(self, outcome: Outcome) -> bool | None:
         """Ask should_retry; a coroutine, say, would be taken for yes."""
-        answer = self.policy.should_retry and self.policy.should_retry(self.request, outcome)
+        answer = self.policy.should_retry and self.policy.should_retry(self._request, outcome)
         if answer is not None and not isinstance(answer, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"should_retry must return True, False or None, not {answer!r}")
         return answer
@@ -383,7 +392,7 @@ class Call:
         They differ where an auth flow sends a request of its own: a token's POST whose fate is
         unknown is not repeated on behalf of a GET.
         """
-        failed = (self.request, self._sent(outcome))
+        failed = (self._request, self._sent(outcome))
         return next((one.method for one in failed if not self.policy.allows(one)), None)
 
     def _sent(self, outcome: Outcome) -> httpx.Request:
@@ -391,28 +400,28 @@ class Call:
         try:
             request = outcome.request  # type: ignore[union-attr]
         except (AttributeError, RuntimeError):  # a foreign exception; httpx's without a request
-            return self.request
-        return request if isinstance(request, httpx.Request) else self.request
+            return self._request
+        return request if isinstance(request, httpx.Request) else self._request
 
     @property
     def _origin(self) -> tuple[str, bytes]:
-        return self.request.url.scheme, self.request.url.netloc
+        return self._request.url.scheme, self._request.url.netloc
 
     def _remember(self, outcome: Outcome, delay: float) -> FailedAttempt:
         for exc in _chain(outcome) if isinstance(outcome, Exception) else ():
             exc.__traceback__ = None  # its frames would keep bodies and sockets alive
         failed = FailedAttempt(
-            request=self.request,
+            request=self._request,
             attempt=len(self.retries),
             outcome=outcome,
             delay=delay,
             reason=_reason(outcome),
         )
         self.retries += (failed,)
-        self.request.extensions.update(attempt=len(self.retries), retries=self.retries)
+        self._request.extensions.update(attempt=len(self.retries), retries=self.retries)
         if logger.isEnabledFor(logging.INFO):
             number = f"attempt {failed.attempt + 1} of {self.policy.max_attempts}"
-            story = f"{failed.reason} on {number} of {_where(self.request)}, "
+            story = f"{failed.reason} on {number} of {_where(self._request)}, "
             self._log(logging.INFO, f"{story}retrying in {delay:.2f} s", failed.reason, delay)
         return failed
 
@@ -420,10 +429,10 @@ class Call:
         reasons = [failed.reason for failed in self.retries] + [reason]
         attempts = f"{len(reasons)} attempt{'s' * (len(reasons) > 1)}"
         story = (
-            f"gave up on {_where(self.request)} after {attempts} in {elapsed:.1f} s: "
+            f"gave up on {_where(self._request)} after {attempts} in {elapsed:.1f} s: "
             f"{', '.join(short.partition(' ')[0] for short in reasons)}"
         )
-        story += f"; not retried: {why}" if why else ""
+        self._story = story = story + (f"; not retried: {why}" if why else "")
         if isinstance(outcome, Exception):
             outcome.add_note(story)
         everyday = not self.retries and why.endswith(_NOT_COVERED)
@@ -431,8 +440,8 @@ class Call:
 
     def _log(self, level: int, text: str, reason: str, delay: float | None = None) -> None:
         fields = {
-            "http_method": self.request.method,
-            "http_url": _url(self.request),
+            "http_method": self._request.method,
+            "http_url": _url(self._request),
             "attempt": len(self.retries),
             "reason": reason,
             "delay": delay,
