@@ -48,6 +48,8 @@ def getter(kind: type, **options: Any) -> Get:
     client = kind(transport=httpx.MockTransport(respond), **options)
     if issubclass(kind, httpx.Client):
         return lambda: client.get("http://x/")
+    if "total_timeout" in options:  # a deadline needs an event loop that knows the time
+        return lambda: asyncio.run(client.get("http://x/"))
     return lambda: drive(client.get("http://x/"))
 
 

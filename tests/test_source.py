@@ -319,7 +319,7 @@ def test_the_two_loops_differ_in_await_alone(name: str) -> None:
 def test_the_clients_hold_nothing_but_the_loop() -> None:
     """Whatever else they have is written once, in `_options.py`."""
     own = [{name for name, value in vars(kind).items() if callable(value)} for kind in CLASSES]
-    assert own[0] == {"send", "_judge", "_recover", "_pause"}
+    assert own[0] == {"send", "_in_time", "_judge", "_recover", "_pause"}
     assert own[1] == {*own[0], "close"}
 
 

@@ -1,0 +1,365 @@
+"""total_timeout on real sockets: one deadline for the whole call, whatever the server does.
+
+Here real time passes: the deadline is TOTAL, the server would take many seconds.
+"""
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from functools import partial
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from servers import (
+    ScriptedServer,
+    Step,
+    answer,
+    client_context,
+    drip,
+    full_backlog,
+    hang,
+    message,
+    redirect,
+    reset,
+)
+
+from httpx_production import RetryPolicy
+
+pytestmark = [
+    pytest.mark.anyio,
+    # httpcore leaves the body's async generator to the garbage collector when sending fails.
+    pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning"),
+]
+
+TOTAL = 0.3
+LATE = 0.3  # seconds after the deadline by which the call has to be over
+
+IN_AN_HOUR = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
+ENDLESS = b"x" * 1000
+HEAD = message(200, ENDLESS, {"X-Long": "y" * 500})
+
+
+@contextlib.contextmanager
+def ends_in_time(total: float = TOTAL) -> Iterator[None]:
+    """The block ends at the deadline: not long after, and not before."""
+    start = time.monotonic()
+    yield
+    assert total - 0.05 <= time.monotonic() - start < total + LATE
+
+
+def named(exc: BaseException) -> bool:
+    """Whether the exception's notes tell of total_timeout."""
+    return "total_timeout" in "\n".join(getattr(exc, "__notes__", ()))
+
+
+# --- each way of being slow -----------------------------------------------------------------------
+
+FAULTS: dict[str, Callable[[], Step]] = {
+    "stalled": hang,
+    "stalled after the head": lambda: Step(send=(HEAD[:-1000],), then="hang"),
+    "body drips": lambda: drip(HEAD, 0.1, at_once=len(HEAD) - 990),
+    "body drips fast": lambda: drip(HEAD, 0.01, at_once=len(HEAD) - 990),
+    "headers drip": lambda: drip(HEAD, 0.1, at_once=30),
+    "1xx for ever": lambda: Step(send=[b"HTTP/1.1 102 Processing\r\n\r\n"] * 300, pause=0.1),
+    "redirect for ever": lambda: redirect("/again", delay=0.1),
+    "chunked drips": lambda: Step(
+        send=[message(200, headers={"Transfer-Encoding": "chunked"}, length=False)]
+        + [b"1\r\nx\r\n"] * 300,
+        pause=0.1,
+    ),
+    "upload is not read": lambda: hang(read="head"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_slow_server_does_not_outlast_total_timeout(flavour, fault):
+    """The call ends with httpx's timeout and a note; a POST was sent once; the pool is usable."""
+    body = b"z" * 20_000_000 if fault == "upload is not read" else b""
+    options = {"total_timeout": TOTAL, "max_connections": 1, "follow_redirects": True}
+    script = itertools.repeat(FAULTS[fault](), 20)
+    with ScriptedServer(script) as server, ScriptedServer() as other:
+        clients = {method: flavour.client(**options) for method in ("PUT", "POST")}
+        with ends_in_time():
+            outcomes = await flavour.gather([
+                partial(client.request, method, server.url, content=body)
+                for method, client in clients.items()
+            ])  # fmt: skip
+        for outcome in outcomes:
+            assert isinstance(outcome, httpx.WriteTimeout if body else httpx.ReadTimeout)
+            assert named(outcome)
+        assert server.methods.count("POST") == 1
+        assert server.methods.count("PUT") == 1
+        for client in clients.values():
+            assert (await flavour.run(client.get(other.url))).text == "ok"
+
+
+async def test_a_deadline_is_not_a_failed_attempt(flavour):
+    """What total_timeout ends is not retried, and leaves no history of its own."""
+    with ScriptedServer([hang()]) as server:
+        client = flavour.client(total_timeout=TOTAL)
+        outcome = await flavour.outcome(client.get, server.url)
+    assert outcome.request.extensions["retries"] == ()
+    assert len(server.requests) == 1
+
+
+async def test_a_connection_that_is_not_accepted(flavour):
+    """A full accept backlog: ConnectTimeout at the deadline, although connect_timeout is 5 s."""
+    with full_backlog() as url, ScriptedServer() as other:
+        client = flavour.client(total_timeout=TOTAL, max_connections=1)
+        with ends_in_time():
+            outcome = await flavour.outcome(client.get, url)
+        assert isinstance(outcome, httpx.ConnectTimeout)
+        assert named(outcome)
+        assert (await flavour.run(client.get(other.url))).text == "ok"
+
+
+@pytest.mark.parametrize(
+    "step",
+    [hang(read="nothing"), Step(read="nothing", send=[b"\x16"] + [b"\x03"] * 300, pause=0.1)],
+)
+async def test_a_tls_handshake_that_stalls_or_drips(flavour, step):
+    """Connecting is quick, the handshake is not: the deadline bounds both together."""
+    with ScriptedServer([step] * 9, tls=True) as server, ScriptedServer() as other:
+        client = flavour.client(total_timeout=TOTAL, max_connections=1, verify=client_context())
+        with ends_in_time():
+            outcome = await flavour.outcome(client.get, server.url)
+        assert isinstance(outcome, httpx.ConnectTimeout)
+        assert named(outcome)
+        assert server.connections == 1
+        assert (await flavour.run(client.get(other.url))).text == "ok"
+
+
+async def test_connect_and_handshake_share_what_is_left(flavour):
+    """A proxy that is slow to connect, then slow in the handshake: one deadline, not one each."""
+    slow = Step(send=[b"HTTP/1.1 200 OK\r\n\r\n"], delay=TOTAL * 0.7, then="hang")
+    with ScriptedServer([slow] * 9) as proxy:
+        client = flavour.client(total_timeout=TOTAL, proxy=proxy.url, verify=client_context())
+        with ends_in_time():
+            outcome = await flavour.outcome(client.get, "https://127.0.0.1:1/")
+    assert isinstance(outcome, httpx.TimeoutException)
+    assert named(outcome)
+    assert proxy.connections == 1
+
+
+async def test_waiting_for_a_connection_counts(flavour):
+    """A call that waits for the pool's only connection ends at its own deadline."""
+    with ScriptedServer([hang()] * 9) as server:
+        client = flavour.client(max_connections=1, read_timeout=0.5, pool_timeout=9, max_attempts=1)
+        hurried = RetryPolicy(total_timeout=TOTAL)
+
+        async def second() -> Any:
+            return await flavour.outcome(client.get, server.url, extensions={"retry": hurried})
+
+        if flavour.sync:
+            calls = [lambda: client.get(server.url), lambda: late(client, server.url, hurried)]
+            outcomes = await flavour.gather(calls)
+            elapsed = outcomes[1]
+        else:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(flavour.outcome, client.get, server.url)
+                await anyio.sleep(0.1)
+                start = time.monotonic()
+                assert isinstance(await second(), httpx.PoolTimeout)
+                elapsed = time.monotonic() - start
+    assert elapsed < TOTAL + LATE
+
+
+def late(client: Any, url: str, policy: RetryPolicy) -> float:
+    """Call a little later than the others, from a thread; return how long it took."""
+    time.sleep(0.1)
+    start = time.monotonic()
+    with pytest.raises(httpx.PoolTimeout):
+        client.get(url, extensions={"retry": policy})
+    return time.monotonic() - start
+
+
+# --- many attempts --------------------------------------------------------------------------------
+
+
+async def test_a_wait_that_would_end_after_the_deadline_is_not_begun(flavour):
+    """A 503 loop: the last 503 is returned before the deadline, not an exception after it."""
+    with ScriptedServer([answer(503)] * 99) as server:
+        backoff = RetryPolicy(max_attempts=99, backoff=lambda attempt: 0.11)
+        client = flavour.client(retry=backoff, total_timeout=TOTAL)
+        start = time.monotonic()
+        response = await flavour.run(client.get(server.url))
+    assert 0.1 < time.monotonic() - start < TOTAL + LATE / 2
+    assert response.status_code == 503
+    assert len(server.requests) == len(response.extensions["retries"]) + 1
+    assert len(server.requests) in (2, 3)
+
+
+@pytest.mark.parametrize("value", ["9", "3600", IN_AN_HOUR], ids=["9", "3600", "date"])
+async def test_a_retry_after_beyond_the_deadline_is_answered_at_once(flavour, value, caplog):
+    """No earlier retry than asked, no useless wait: the 429 itself, in no time, with the reason."""
+    with ScriptedServer([answer(429, headers={"Retry-After": value})]) as server:
+        client = flavour.client()
+        policy = RetryPolicy(total_timeout=5.0, max_retry_after=86_400)
+        start = time.monotonic()
+        response = await flavour.run(client.get(server.url, extensions={"retry": policy}))
+    assert time.monotonic() - start < 2.0  # pendulum's import included
+    assert response.status_code == 429
+    assert len(server.requests) == 1
+    assert "total_timeout" in caplog.text
+
+
+async def test_attempts_and_waits_share_one_deadline(flavour):
+    """Attempts that time out by themselves go on until the deadline and not a phase longer."""
+    with ScriptedServer([hang()] * 99) as server:
+        policy = RetryPolicy(max_attempts=99, backoff=lambda attempt: 0.01, total_timeout=TOTAL)
+        client = flavour.client(retry=policy, read_timeout=0.1, max_connections=1)
+        start = time.monotonic()
+        outcome = await flavour.outcome(client.get, server.url)
+    assert 0.2 < time.monotonic() - start < TOTAL + LATE
+    assert isinstance(outcome, httpx.ReadTimeout)
+    assert len(server.requests) in (2, 3)
+    assert named(outcome)
+
+
+async def test_a_failed_response_whose_body_drips_is_not_waited_for(flavour):
+    """Discarding a 503 costs a quarter of a second at most, and the next attempt is answered."""
+    with ScriptedServer([drip(message(503, ENDLESS), 0.1, at_once=60)]) as server:
+        client = flavour.client(retry=RetryPolicy(backoff=lambda attempt: 0.0), max_connections=1)
+        start = time.monotonic()
+        response = await flavour.run(client.get(server.url))
+    assert response.text == "ok"
+    assert time.monotonic() - start < 0.6
+    assert server.connections == 2
+
+
+async def test_an_auth_flow_of_many_requests_shares_the_deadline(flavour):
+    """An auth that asks again and again, each answer in time, ends at the deadline."""
+
+    class Asking(httpx.Auth):
+        def auth_flow(self, request: httpx.Request) -> Any:
+            for _ in range(99):
+                yield httpx.Request("GET", request.url)  # a request of its own, without timeouts
+            yield request
+
+    with ScriptedServer([answer(delay=0.1)] * 99 + [hang()] * 9) as server:
+        client = flavour.client(total_timeout=TOTAL, auth=Asking())
+        with ends_in_time():
+            outcome = await flavour.outcome(client.get, server.url)
+    assert isinstance(outcome, httpx.ReadTimeout)
+    assert named(outcome)
+
+
+# --- streams --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pause", [0.01, 9.0])
+async def test_a_stream_that_drips_after_the_hand_over(flavour, pause):
+    """The deadline goes on between the chunks of `client.stream()`; the pool is usable after."""
+    script = [drip(HEAD, pause, at_once=len(HEAD) - 990)]
+    with ScriptedServer(script) as server:
+        client = flavour.client(total_timeout=TOTAL, max_connections=1)
+        received: list[bytes] = []
+
+        async def consume() -> None:
+            async with flavour.using(client.stream("GET", server.url)) as response:
+                assert response.status_code == 200
+                async for chunk in flavour.chunks(response):
+                    received.append(chunk)
+
+        with ends_in_time():
+            outcome = await flavour.outcome(consume)
+        assert isinstance(outcome, httpx.ReadTimeout)
+        assert named(outcome)
+        assert received
+        assert ENDLESS.startswith(b"".join(received))
+        assert (await flavour.run(client.get(server.url))).text == "ok"
+
+
+async def test_reading_a_stream_at_once_is_bounded_too(flavour):
+    """`response.read()` on a streamed response is bound by the same deadline."""
+    with ScriptedServer([drip(HEAD, 0.1, at_once=len(HEAD) - 990)]) as server:
+        client = flavour.client(total_timeout=TOTAL)
+        with ends_in_time(), pytest.raises(httpx.ReadTimeout):
+            async with flavour.using(client.stream("GET", server.url)) as response:
+                await flavour.read(response)
+
+
+# --- what a deadline must not do ------------------------------------------------------------------
+
+
+async def test_a_deadline_that_is_not_reached_changes_nothing(flavour, clock):
+    """Retries, history and answer are the same with and without a generous total_timeout."""
+    seen = []
+    for total in (None, 60.0):
+        with ScriptedServer([answer(503), reset(), answer(200, ENDLESS)]) as server:
+            client = flavour.client(total_timeout=total)
+            response = await flavour.run(client.get(server.url))
+            reasons = [failed.reason for failed in response.extensions["retries"]]
+            seen.append((response.status_code, response.content, reasons, server.connections))
+    assert seen[0] == seen[1] == (200, ENDLESS, ["503 Service Unavailable", "ReadError"], 2)
+
+
+async def test_the_next_call_gets_a_deadline_of_its_own(flavour):
+    """Calls one after the other, together longer than the deadline: each has its full time."""
+    with ScriptedServer([answer(delay=0.1)] * 4) as server:
+        client = flavour.client(total_timeout=TOTAL)
+        for _ in range(4):
+            assert (await flavour.run(client.get(server.url))).text == "ok"
+    assert server.connections == 1
+
+
+async def test_a_request_sent_again_does_not_carry_its_old_deadline(flavour):
+    """The same Request object, sent again after its first deadline has passed."""
+    with ScriptedServer([answer(), answer(delay=0.1)]) as server:
+        client = flavour.client(total_timeout=TOTAL)
+        request = client.build_request("GET", server.url)
+        await flavour.run(client.send(request))
+        await anyio.sleep(TOTAL)
+        assert (await flavour.run(client.send(request))).text == "ok"
+        unbounded = flavour.client()
+        assert (await flavour.run(unbounded.send(request))).text == "ok"
+
+
+async def test_a_phase_shorter_than_the_deadline_still_holds(flavour):
+    """read_timeout and a request's own `timeout=` go on to bound each attempt."""
+    with ScriptedServer([hang()] * 3 + [answer()]) as server:
+        policy = RetryPolicy(backoff=lambda attempt: 0.0, total_timeout=5.0)
+        client = flavour.client(retry=policy, read_timeout=0.1)
+        start = time.monotonic()
+        response = await flavour.run(client.get(server.url))
+        assert response.text == "ok"
+    assert [failed.reason for failed in response.extensions["retries"]] == ["ReadTimeout"] * 3
+    assert 0.3 <= time.monotonic() - start < 0.9
+
+
+async def test_a_request_without_timeouts_is_bounded_too(flavour):
+    """`timeout=None` removes the phases' limits, not the call's."""
+    with ScriptedServer([hang()]) as server:
+        client = flavour.client(total_timeout=TOTAL)
+        with ends_in_time():
+            outcome = await flavour.outcome(client.get, server.url, timeout=None)
+    assert isinstance(outcome, httpx.ReadTimeout)
+
+
+async def test_one_deadline_does_not_touch_the_neighbour(flavour):
+    """Two calls on one client: the hurried one ends, the patient one gets its answer."""
+    with ScriptedServer(lambda request: answer(delay=0.4)) as server:
+        client = flavour.client()
+        hurried = {"retry": RetryPolicy(total_timeout=0.2)}
+        outcomes = await flavour.gather([
+            lambda: client.get(server.url, extensions=hurried),
+            lambda: client.get(server.url),
+        ])  # fmt: skip
+    assert isinstance(outcomes[0], httpx.ReadTimeout)
+    assert outcomes[1].text == "ok"
+
+
+@pytest.mark.flavours("asyncio", "trio")
+async def test_a_cancelled_call_is_cancelled_not_timed_out(flavour):
+    """The caller's own cancel scope wins; the connection's slot is free again."""
+    with ScriptedServer([hang()]) as server:
+        client = flavour.client(total_timeout=5.0, max_connections=1)
+        with anyio.move_on_after(0.1) as scope:
+            await client.get(server.url)
+        assert scope.cancelled_caught
+        assert (await client.get(server.url)).text == "ok"
