@@ -324,8 +324,9 @@ class Call:
     """One `send()`: made when its first attempt fails, asked after each, ended with its story."""
 
     def __init__(self, request: httpx.Request, policy: RetryPolicy, started: float) -> None:
+        self.request: httpx.Request = request
         self.policy: RetryPolicy = policy
-        self._request, self._started = request, started
+        self.started: float = started
         self.retries: tuple[FailedAttempt, ...] = ()
         self._final = self._success = False
         self._story = ""
@@ -337,7 +338,7 @@ class Call:
                 outcome.add_note(self._story)
             return None
         seen = outcome.response if isinstance(outcome, httpx.HTTPStatusError) else outcome
-        elapsed = now - self._started
+        elapsed = now - self.started
         self._final = True
         verdict = self._verdict(seen, elapsed)
         self._final = isinstance(verdict, str) and isinstance(seen, httpx.Response)
@@ -368,7 +369,7 @@ class Call:
             return ""
         if not decided and (method := self._refused_method(outcome)):
             return f"{method} {_NOT_COVERED}"
-        if not getattr(self._request.stream, "replayable", True):
+        if not getattr(self.request.stream, "replayable", True):
             return "the request body can't be sent again"
         delay = policy.delay(len(self.retries), outcome)
         if delay == math.inf:
@@ -381,7 +382,7 @@ class Call:
 
     def _asked(self, outcome: Outcome) -> bool | None:
         """Ask should_retry; a coroutine, say, would be taken for yes."""
-        answer = self.policy.should_retry and self.policy.should_retry(self._request, outcome)
+        answer = self.policy.should_retry and self.policy.should_retry(self.request, outcome)
         if answer is not None and not isinstance(answer, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"should_retry must return True, False or None, not {answer!r}")
         return answer
@@ -392,7 +393,7 @@ class Call:
         They differ where an auth flow sends a request of its own: a token's POST whose fate is
         unknown is not repeated on behalf of a GET.
         """
-        failed = (self._request, self._sent(outcome))
+        failed = (self.request, self._sent(outcome))
         return next((one.method for one in failed if not self.policy.allows(one)), None)
 
     def _sent(self, outcome: Outcome) -> httpx.Request:
@@ -400,28 +401,28 @@ class Call:
         try:
             request = outcome.request  # type: ignore[union-attr]
         except (AttributeError, RuntimeError):  # a foreign exception; httpx's without a request
-            return self._request
-        return request if isinstance(request, httpx.Request) else self._request
+            return self.request
+        return request if isinstance(request, httpx.Request) else self.request
 
     @property
     def _origin(self) -> tuple[str, bytes]:
-        return self._request.url.scheme, self._request.url.netloc
+        return self.request.url.scheme, self.request.url.netloc
 
     def _remember(self, outcome: Outcome, delay: float) -> FailedAttempt:
         for exc in _chain(outcome) if isinstance(outcome, Exception) else ():
             exc.__traceback__ = None  # its frames would keep bodies and sockets alive
         failed = FailedAttempt(
-            request=self._request,
+            request=self.request,
             attempt=len(self.retries),
             outcome=outcome,
             delay=delay,
             reason=_reason(outcome),
         )
         self.retries += (failed,)
-        self._request.extensions.update(attempt=len(self.retries), retries=self.retries)
+        self.request.extensions.update(attempt=len(self.retries), retries=self.retries)
         if logger.isEnabledFor(logging.INFO):
             number = f"attempt {failed.attempt + 1} of {self.policy.max_attempts}"
-            story = f"{failed.reason} on {number} of {_where(self._request)}, "
+            story = f"{failed.reason} on {number} of {_where(self.request)}, "
             self._log(logging.INFO, f"{story}retrying in {delay:.2f} s", failed.reason, delay)
         return failed
 
@@ -429,7 +430,7 @@ class Call:
         reasons = [failed.reason for failed in self.retries] + [reason]
         attempts = f"{len(reasons)} attempt{'s' * (len(reasons) > 1)}"
         story = (
-            f"gave up on {_where(self._request)} after {attempts} in {elapsed:.1f} s: "
+            f"gave up on {_where(self.request)} after {attempts} in {elapsed:.1f} s: "
             f"{', '.join(short.partition(' ')[0] for short in reasons)}"
         )
         self._story = story = story + (f"; not retried: {why}" if why else "")
@@ -440,8 +441,8 @@ class Call:
 
     def _log(self, level: int, text: str, reason: str, delay: float | None = None) -> None:
         fields = {
-            "http_method": self._request.method,
-            "http_url": _url(self._request),
+            "http_method": self.request.method,
+            "http_url": _url(self.request),
             "attempt": len(self.retries),
             "reason": reason,
             "delay": delay,
