@@ -9,7 +9,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from http.cookiejar import CookieJar
+from http.cookiejar import Cookie, CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack, cast
 
 import httpx
@@ -90,6 +90,10 @@ if TYPE_CHECKING:
         @auth.setter
         def auth(self, auth: Any) -> None: ...
         @property
+        def cookies(self) -> httpx.Cookies: ...
+        @cookies.setter
+        def cookies(self, cookies: Any) -> None: ...
+        @property
         def headers(self) -> httpx.Headers: ...
         @headers.setter
         def headers(self, headers: Any) -> None: ...
@@ -104,6 +108,18 @@ if TYPE_CHECKING:
         def build_request(self, *args: Any, **kwargs: Any) -> httpx.Request: ...
 else:
     _HTTPXClient = object
+
+
+class _SendableCookies(DefaultCookiePolicy):
+    """Takes no cookie that can't be sent back.
+
+    httpx encodes headers as ASCII: after one `Set-Cookie: a=\\xff`, each further request to that
+    host would raise UnicodeEncodeError.
+    """
+
+    def set_ok(self, cookie: Cookie, request: Any) -> bool:
+        """Decide on one cookie of a response."""
+        return f"{cookie.name}{cookie.value}".isascii() and super().set_ok(cookie, request)
 
 
 class ProductionOptions(Generic[TransportT], _HTTPXClient):
@@ -179,12 +195,17 @@ class ProductionOptions(Generic[TransportT], _HTTPXClient):
         options["verify"] = _verify(options, http2)
         super().__init__(base_url="" if base_url is None else base_url, http2=http2, **options)
         self.event_hooks = hooks
-        self._mend_pools(options.get("transport"), options.get("mounts"))
+        self._mend(options.get("transport"), options.get("mounts"), options.get("cookies"))
 
-    def _mend_pools(
-        self, transport: TransportT | None, mounts: Mapping[str, TransportT | None] | None
+    def _mend(
+        self,
+        transport: TransportT | None,
+        mounts: Mapping[str, TransportT | None] | None,
+        cookies: Cookies | None,
     ) -> None:
         """Give httpx's own transports a pool for production; the caller's are left alone."""
+        if not isinstance(cookies, CookieJar):
+            self.cookies.jar.set_policy(_SendableCookies())
         from . import _pool  # imports httpcore, which httpx too does for the first client only
 
         self._given_transports = [transport, *(mounts or {}).values()]
