@@ -1,0 +1,278 @@
+"""An HTTP/2 server that does what a script says, frame by frame, valid or not.
+
+    def script(peer: Peer) -> None:
+        stream = peer.request()
+        peer.answer(stream, b"hello")
+
+Each connection is served by its own script, in a thread; it closes when the script returns.
+"""
+
+import contextlib
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Self
+
+import hpack
+from hyperframe.frame import (
+    DataFrame,
+    Frame,
+    GoAwayFrame,
+    HeadersFrame,
+    PingFrame,
+    RstStreamFrame,
+    SettingsFrame,
+    WindowUpdateFrame,
+)
+from servers import LOOPBACK, server_context
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+# RFC 9113 section 7.
+NO_ERROR, PROTOCOL_ERROR, INTERNAL_ERROR, REFUSED_STREAM, CANCEL = 0, 1, 2, 7, 8
+
+
+class Gone(Exception):
+    """The client closed the connection."""
+
+
+class Peer:
+    """One connection as the script sees it."""
+
+    def __init__(self, sock: ssl.SSLSocket, number: int, server: "H2Peer") -> None:
+        self.number = number
+        self.received: list[Any] = []  # frames, in order
+        self.bodies: dict[int, bytes] = {}
+        self.paths: dict[int, str] = {}
+        self.methods: dict[int, str] = {}
+        self._requests: list[int] = []
+        self._server = server
+        self._sock = sock
+        self._buffer = b""
+        self._encoder = hpack.Encoder()
+        self._decoder = hpack.Decoder()
+
+    # --- reading ---
+
+    def _fill(self, size: int) -> None:
+        """Read until so many bytes are there; a TimeoutError on the way loses nothing."""
+        while len(self._buffer) < size:
+            try:
+                data = self._sock.recv(65536)
+            except TimeoutError:
+                raise
+            except OSError:
+                data = b""
+            if not data:
+                raise Gone
+            self._buffer += data
+
+    def _take(self, size: int) -> bytes:
+        self._fill(size)
+        data, self._buffer = self._buffer[:size], self._buffer[size:]
+        return data
+
+    def read(self, limit: float = 10.0) -> Any:
+        """The next frame, within `limit` seconds; SETTINGS and PING are answered."""
+        self._sock.settimeout(limit)
+        self._fill(9)
+        frame, length = Frame.parse_frame_header(memoryview(self._buffer[:9]))
+        self._fill(9 + length)
+        frame.parse_body(memoryview(self._take(9 + length)[9:]))
+        self.received.append(frame)
+        if isinstance(frame, SettingsFrame) and "ACK" not in frame.flags:
+            self.send(SettingsFrame(0, flags=["ACK"]))
+        elif isinstance(frame, PingFrame) and "ACK" not in frame.flags:
+            self.send(PingFrame(0, opaque_data=frame.opaque_data, flags=["ACK"]))
+        elif isinstance(frame, HeadersFrame):
+            fields = dict(self._decoder.decode(frame.data))
+            self.paths[frame.stream_id] = fields[":path"]
+            self.methods[frame.stream_id] = fields[":method"]
+            self.bodies[frame.stream_id] = b""
+            self._requests.append(frame.stream_id)
+            self._server.requests.append((fields[":method"], fields[":path"]))
+        elif isinstance(frame, DataFrame):
+            self.bodies[frame.stream_id] += frame.data
+        return frame
+
+    def request(self, limit: float = 10.0) -> int:
+        """The stream of the next request, when its headers are here."""
+        while not self._requests:
+            self.read(limit)
+        return self._requests.pop(0)
+
+    def until(self, kind: type, stream: int | None = None) -> Any:
+        """The next frame of a kind (of a stream); the others are read over."""
+        while True:
+            frame = self.read()
+            if isinstance(frame, kind) and stream in (None, frame.stream_id):
+                return frame
+
+    def body(self, stream: int) -> bytes:
+        """The whole body of a request; the windows are opened as it comes."""
+        ended = any("END_STREAM" in f.flags for f in self.received if f.stream_id == stream)
+        while not ended:
+            frame = self.read()
+            ended = frame.stream_id == stream and "END_STREAM" in frame.flags
+            if isinstance(frame, DataFrame) and frame.data:
+                for window in (0, stream):
+                    self.send(WindowUpdateFrame(window, window_increment=len(frame.data)))
+        return self.bodies[stream]
+
+    def opened(self, stream: int) -> int:
+        """How many bytes the client has allowed, by WINDOW_UPDATE and at the start."""
+        return 65535 + sum(
+            frame.window_increment
+            for frame in self.received
+            if isinstance(frame, WindowUpdateFrame) and frame.stream_id == stream
+        )
+
+    def rest(self) -> None:
+        """Read on until the client closes."""
+        with contextlib.suppress(Gone):
+            while True:
+                self.read()
+
+    # --- writing ---
+
+    def send(self, *frames: Frame) -> None:
+        with contextlib.suppress(OSError):
+            self._sock.sendall(b"".join(frame.serialize() for frame in frames))
+
+    def settings(self, **values: int) -> None:
+        """SETTINGS by name, as `settings(MAX_CONCURRENT_STREAMS=1)`."""
+        codes = {getattr(SettingsFrame, name): value for name, value in values.items()}
+        self.send(SettingsFrame(0, settings=codes))
+
+    def head(
+        self,
+        stream: int,
+        *fields: tuple[str, str],
+        status: int | None = 200,
+        end: bool = False,
+    ) -> HeadersFrame:
+        """A frame of headers, to be sent; the status first."""
+        first = [] if status is None else [(":status", str(status))]
+        frame = HeadersFrame(stream, self._encoder.encode([*first, *fields]))
+        frame.flags.add("END_HEADERS")
+        if end:
+            frame.flags.add("END_STREAM")
+        return frame
+
+    @staticmethod
+    def data(stream: int, data: bytes, *, end: bool = False) -> DataFrame:
+        return DataFrame(stream, data, flags=["END_STREAM"] if end else [])
+
+    def answer(self, stream: int, body: bytes = b"ok", *fields: tuple[str, str]) -> None:
+        """A complete response, with its content-length."""
+        length = ("content-length", str(len(body)))
+        self.send(self.head(stream, length, *fields), self.data(stream, body, end=True))
+
+    def echo(self, stream: int) -> None:
+        """The request's own path: every answer can be told from the others."""
+        self.answer(stream, self.paths[stream].encode())
+
+    def goaway(self, last: int, code: int = NO_ERROR) -> None:
+        self.send(GoAwayFrame(0, last_stream_id=last, error_code=code))
+
+    def reset(self, stream: int, code: int) -> None:
+        self.send(RstStreamFrame(stream, error_code=code))
+
+    def raw(self, data: bytes) -> None:
+        self._sock.sendall(data)
+
+    def end(self) -> None:
+        """Close the connection now, without a word."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+
+def serve(peer: Peer) -> None:
+    """Answer every request with its own path."""
+    with contextlib.suppress(Gone):
+        while True:
+            stream = peer.request()
+            if peer.methods[stream] in ("POST", "PUT"):
+                peer.body(stream)
+            peer.echo(stream)
+
+
+Script = Callable[[Peer], None]
+
+
+class H2Peer:
+    """Connection n is served by script n, the last one serves all further ones.
+
+    With `settings=None` the script sends its SETTINGS itself.
+    """
+
+    def __init__(
+        self, *scripts: Script, settings: Mapping[str, int] | None = MappingProxyType({})
+    ) -> None:
+        self.peers: list[Peer] = []
+        self.requests: list[tuple[str, str]] = []  # method and path, of all connections
+        self.failures: list[BaseException] = []
+        self._scripts = scripts or (serve,)
+        self._settings = settings
+        self._context = server_context("h2")
+        self._threads: list[threading.Thread] = []
+        self._listener = socket.create_server((LOOPBACK, 0))
+        self.url = f"https://{LOOPBACK}:{self._listener.getsockname()[1]}"
+
+    def __enter__(self) -> Self:
+        self._start(self._accept)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for peer in list(self.peers):
+            peer.end()
+        for thread in list(self._threads):
+            thread.join(5)
+        if exc_info[0] is None and self.failures:
+            raise self.failures[0]
+
+    def _start(self, target: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=target, args=args, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                sock, _ = self._listener.accept()
+                self._start(self._serve, sock)
+
+    def _serve(self, sock: socket.socket) -> None:
+        sock.settimeout(10)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            sock = self._context.wrap_socket(sock, server_side=True)
+        except OSError:
+            sock.close()
+            return
+        peer = Peer(sock, len(self.peers), self)
+        self.peers.append(peer)
+        script = self._scripts[min(peer.number, len(self._scripts) - 1)]
+        with sock:
+            try:
+                if self._settings is not None:
+                    peer.settings(**self._settings)
+                assert peer._take(len(PREFACE)) == PREFACE
+                script(peer)
+            except (Gone, OSError):
+                pass
+            except BaseException as exc:
+                self.failures.append(exc)
+
+    def wait(self, condition: Callable[[], bool], seconds: float = 5.0) -> None:
+        """Wait until the server has seen something."""
+        until = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < until, "it did not come"
+            time.sleep(0.002)
