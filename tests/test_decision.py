@@ -917,7 +917,7 @@ def secret_outcomes(one: Call) -> list[Outcome]:
         {"budget": RetryBudget(burst=0)},
         {"should_retry": lambda request, outcome: False},
     ],
-    ids=str,
+    ids=lambda one: ",".join(one) if isinstance(one, dict) else str(one),
 )
 @pytest.mark.parametrize("turn", [0, 1, 2])
 def test_no_secret_is_in_anything_of_ours(

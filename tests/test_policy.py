@@ -216,7 +216,7 @@ def test_replace_checks_as_the_constructor_does(name: str) -> None:
         {"should_retry": lambda request, outcome: None},
         {"budget": RetryBudget()},
     ],
-    ids=str,
+    ids=lambda changes: ",".join(changes),
 )
 def test_sensible_values_are_accepted(changes: dict[str, Any]) -> None:
     """Any container, any iterable, any callable, whole numbers where seconds are meant."""
