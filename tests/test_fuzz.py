@@ -167,7 +167,8 @@ STATUSES += [500, 502, 503, 503, 504, 599, 600, 999]
 EARLY = [message(status, headers={"Link": "</a.css>"}) for status in (100, 102, 103, 104, 199)]
 EVIL = message(200, b"nobody's answer")
 LOCATIONS = [b"http://[::1", b"ftp://x/", b"//", b"http://127.0.0.1:1/", b"x:",
-             b"http://127.0.0.1:0/", b"http://127.0.0.1:x/", b"http:"]  # fmt: skip
+             b"http://127.0.0.1:0/", b"http://127.0.0.1:x/", b"http:",
+             b"http://127.0.0.1:99999/"]  # fmt: skip
 ODD_HEADERS = [
     b"Set-Cookie: a=\xff", b"Set-Cookie: \xe4=b",
     b"X-Folded: one\r\n two\r\n\tthree", b"X-Empty:", b"X-Tight:a", b"X-Latin: \xe4\xff\x80",

@@ -7,6 +7,7 @@ import os
 import pydoc
 from collections.abc import Callable
 from decimal import Decimal
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
 import httpcore
@@ -686,3 +687,34 @@ async def test_a_client_is_a_context_manager(flavour: Flavour) -> None:
         assert isinstance(client, CLASSES)
         assert (await flavour.run(client.get("http://x"))).status_code == 200
     assert (client.is_closed, transport.closed) == (True, 1)
+
+
+@both
+@pytest.mark.parametrize("name", ["request", "response", "retry"])
+def test_hooks_are_given_as_a_list(kind: Any, name: str) -> None:
+    """A bare function is refused by name, in the constructor and later."""
+    with pytest.raises(TypeError, match=rf"event_hooks\['{name}'\] must be a list of functions"):
+        make(kind, event_hooks={name: print})
+    with pytest.raises(TypeError, match="must be a list of functions"):
+        make(kind).event_hooks = {name: print}
+
+
+@both
+def test_a_cookie_jar_of_the_caller_s_keeps_its_policy(kind: Any) -> None:
+    """Only the jars that httpx makes refuse what could not be sent back."""
+    jar = CookieJar(policy := DefaultCookiePolicy())
+    assert make(kind, cookies=jar).cookies.jar is jar
+    assert jar._policy is policy
+    assert make(kind, cookies={"a": "b"}).cookies["a"] == "b"
+
+
+async def test_a_cookie_that_could_not_be_sent_back_is_not_taken(flavour: Flavour) -> None:
+    """In httpx one cookie beyond ASCII makes every further request to the host fail."""
+    headers = [(b"Set-Cookie", b"bad=\xff"), (b"Set-Cookie", b"good=1")]
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, headers=headers))
+    plain, client = flavour.plain(transport=transport), flavour.client(transport=transport)
+    await flavour.run(plain.get("http://x"))
+    assert isinstance(await flavour.outcome(plain.get, "http://x"), UnicodeEncodeError)
+    for _ in range(2):
+        response = await flavour.run(client.get("http://x"))
+    assert response.request.headers["Cookie"] == "good=1"

@@ -972,3 +972,45 @@ async def test_bytes_above_an_asyncio_socket_are_seen(flavour: Flavour) -> None:
         assert await stream.read(1, timeout=5) == b"2"
         assert not stream.get_extra_info("is_readable")
         await stream.aclose()
+
+
+async def test_a_mocked_pool_is_called_instead(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """respx puts its mocks in the place of httpcore's methods: they are not queued for a slot."""
+    client = flavour.client(max_connections=1)
+
+    def mocked(pool: Any, request: httpcore.Request) -> httpcore.Response:
+        return httpcore.Response(200, content=b"mocked")
+
+    async def async_mocked(pool: Any, request: httpcore.Request) -> httpcore.Response:
+        return mocked(pool, request)
+
+    monkeypatch.setattr(httpcore.ConnectionPool, "handle_request", mocked)
+    monkeypatch.setattr(httpcore.AsyncConnectionPool, "handle_async_request", async_mocked)
+    response = await flavour.run(client.get("http://127.0.0.1:1/"))
+    assert response.content == b"mocked"
+    assert client.pool_stats().connections == 0
+
+
+async def test_a_port_that_does_not_exist_is_a_connect_error(flavour: Flavour) -> None:
+    """getaddrinfo would make another port of 99999, and anyio an exception group."""
+    client = flavour.client(max_attempts=1)
+    exc = await flavour.outcome(client.get, "http://127.0.0.1:99999/")
+    assert isinstance(exc, httpx.ConnectError)
+    assert "no such port: 99999" in str(exc)
+
+
+async def test_requests_that_an_auth_flow_makes_have_timeouts(flavour: Flavour) -> None:
+    """httpx gives none to a Request that it did not build: a silent token server would hang it."""
+    with ScriptedServer([hang()]) as server:
+
+        class Token(httpx.Auth):
+            def auth_flow(self, request: httpx.Request) -> Iterator[httpx.Request]:
+                yield httpx.Request("POST", server.url)
+
+        client = flavour.client(read_timeout=0.3, auth=Token())
+        exc = await flavour.outcome(client.get, server.url)
+        await flavour.close(client)
+    assert isinstance(exc, httpx.ReadTimeout)
+    assert [request.method for request in server.requests] == ["POST"]
