@@ -149,6 +149,7 @@ def trial(module: str, source: str, quiet: bool) -> None:
     options = "-x -q --tb=short -p no:cacheprovider --hypothesis-profile=mutants"
     options += " -W ignore::pytest.PytestAssertRewriteWarning"  # hypothesis was imported before
     tests = [str(TESTS / f"test_{name}.py") for name in names.split()]
+    options += " --numprocesses=0"  # the mutant is in this process alone
     status = pytest.main([*options.split(), "--rootdir", str(TESTS.parent), "-k", keywords, *tests])
     sys.stdout.flush()
     os._exit(status)
