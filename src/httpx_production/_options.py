@@ -203,7 +203,7 @@ class ProductionOptions(Generic[TransportT], _HTTPXClient):
         mounts: Mapping[str, TransportT | None] | None,
         cookies: Cookies | None,
     ) -> None:
-        """Give httpx's own transports a pool for production; the caller's are left alone."""
+        """Mend the pools and the cookie jar that httpx made; the caller's are left alone."""
         if not isinstance(cookies, CookieJar):
             self.cookies.jar.set_policy(_SendableCookies())
         from . import _pool  # imports httpcore, which httpx too does for the first client only
@@ -301,8 +301,8 @@ class ProductionOptions(Generic[TransportT], _HTTPXClient):
 
 
 def _policy(retry: RetryPolicy | None, max_attempts: int, total_timeout: Seconds) -> RetryPolicy:
-    if retry is not None and not isinstance(retry, RetryPolicy):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"retry must be a RetryPolicy, not {retry!r}")
+    if retry is not None:
+        _check_policy("retry", retry)
     changes: dict[str, Any] = {}
     if not isinstance(max_attempts, DefaultInt):
         changes["max_attempts"] = max_attempts

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import re
-import ssl
 import sys
 from collections.abc import Callable, Collection, Container, Iterable
 from dataclasses import dataclass, field
@@ -284,6 +283,10 @@ def _chain(exc: BaseException | None) -> Iterable[BaseException]:
         exc = exc.__cause__ or exc.__context__
 
 
+# By name, because this file imports nothing that does I/O.
+_HOPELESS: Final = {("ssl", "SSLCertVerificationError"), ("h11", "LocalProtocolError")}
+
+
 def _hopeless(exc: Exception) -> bool:
     """Tell failures that no repetition mends although their type is in the table.
 
@@ -291,11 +294,8 @@ def _hopeless(exc: Exception) -> bool:
     """
     if isinstance(exc, httpx.ProxyError) and str(exc).startswith("407"):
         return True
-    return any(
-        isinstance(cause, ssl.SSLCertVerificationError)
-        or (type(cause).__module__.startswith("h11.") and "Local" in type(cause).__name__)
-        for cause in _chain(exc)
-    )
+    kinds = map(type, _chain(exc))
+    return any((kind.__module__.partition(".")[0], kind.__name__) in _HOPELESS for kind in kinds)
 
 
 # --- one call -------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """httpcore's connections, with our HTTP/2 in the place of its own.
 
-Written for httpcore 1.0.x; imported by `_pool.py` when a pool is made.
+Written for httpcore 1.0.x; imported when the first pool is made.
 """
 
 # pyright: reportPrivateUsage=false

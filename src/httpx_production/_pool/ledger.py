@@ -1,6 +1,6 @@
 """Which request gets which connection of a pool, in constant time: no I/O, no waiting, no locks.
 
-`_pool.py` does what is decided here, in the sync and in the async way.
+The pools of this package do what is decided here, in the sync and in the async way.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Network streams under the mended pool: each operation asks anew how long it may take.
 
-Written for httpcore 1.0.x and anyio 4; imported by `connections.py` alone.
+Written for httpcore 1.0.x and anyio 4; imported when the first pool is made.
 """
 
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
