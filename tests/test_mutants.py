@@ -693,7 +693,7 @@ def test_who_gives_up_waiting_for_a_handshake_gets_no_stream() -> None:
     first.slot.connection.negotiate(9, lambda: desk.changed(first.slot))
     assert gone.slot is None
     assert second.slot is first.slot
-    assert first.slot.users == 2
+    assert len(first.slot.users) == 2
 
 
 def test_a_connection_that_rests_is_not_waited_for() -> None:
@@ -749,9 +749,30 @@ def test_a_step_that_was_interrupted_is_done_again() -> None:
         desk.leave(first)
     desk.leave(first)
     assert second.slot is slot
-    assert slot.users == 1
+    assert len(slot.users) == 1
     desk.leave(second)
     assert desk.count() == (1, 1, 0)
+
+
+def test_taking_a_slot_that_was_interrupted_costs_none() -> None:
+    """Ctrl-C between the slot and its being counted: leaving gives back what there is."""
+    desk = ledger(size=1)
+
+    class Interrupted(set[int]):
+        def add(self, one: int) -> None:
+            raise KeyboardInterrupt
+
+    first = enter(desk)
+    slot = first.slot
+    desk.leave(first)
+    slot.users = Interrupted()
+    second: Ticket[Any] = Ticket(desk.lost)
+    with pytest.raises(KeyboardInterrupt):
+        desk.enter(second, httpcore.Origin(b"https", b"a", 443))
+    slot.users = set()
+    desk.leave(second)
+    assert desk.count() == (1, 1, 0)
+    assert enter(desk).slot is slot
 
 
 def test_who_was_served_when_interrupted_does_not_block_the_line() -> None:

@@ -39,7 +39,7 @@ class Slot(Generic[C]):
     def __init__(self, connection: C, lane: Lane[C]) -> None:
         self.connection = connection
         self.lane = lane
-        self.users = 0
+        self.users: set[int] = set()  # ids of tickets: a set, so that each step can be done again
         self.idle_since = 0.0
 
     @property
@@ -83,7 +83,6 @@ class Ticket(Generic[C]):
         self._lost = lost
         self.lane: Lane[C] | None = None  # while it is in the pool
         self.slot: Slot[C] | None = None
-        self.counts = False  # among the slot's users
         self.event: Any = None  # set when it gets a slot, if it has to wait
         self.waited = 0.0  # seconds, of its pool timeout
         self.served = False  # it has had a slot, and may be back for another
@@ -165,10 +164,8 @@ class Ledger(Generic[C]):
             return
         self._queue.pop(ticket, None)
         lane.waiting.pop(ticket, None)
-        if ticket.counts and slot is not None:
-            ticket.counts = False
-            slot.users -= 1
         if slot is not None:
+            slot.users.discard(id(ticket))
             if not slot.users and slot not in self._idle:
                 self._retire(slot)
             self._serve(lane)
@@ -193,15 +190,14 @@ class Ledger(Generic[C]):
             self._serve(lane)
 
     def _place(self, ticket: Ticket[C], lane: Lane[C]) -> bool:
-        if ticket.slot is not None:  # Ctrl-C kept it in line
-            return True
-        slot = self._with_room(lane) or self._rested(lane)
+        # It has one already where Ctrl-C kept it in line: then all is done again.
+        slot = ticket.slot or self._with_room(lane) or self._rested(lane)
         if slot is None and not lane.promising and self._make_room():
             slot = self._open(lane)
         if slot is None:
             return False
-        slot.users += 1
-        ticket.slot, ticket.counts, ticket.served = slot, True, True
+        ticket.slot, ticket.served = slot, True  # first: now leave() undoes what follows
+        slot.users.add(id(ticket))
         self._idle.pop(slot, None)
         lane.idle.pop(slot, None)
         if slot.multiplexes:
@@ -211,7 +207,7 @@ class Ledger(Generic[C]):
         return True
 
     def _with_room(self, lane: Lane[C]) -> Slot[C] | None:
-        return next((slot for slot in lane.shared if slot.users < slot.streams), None)
+        return next((slot for slot in lane.shared if len(slot.users) < slot.streams), None)
 
     def _rested(self, lane: Lane[C]) -> Slot[C] | None:
         """Return the lane's most recently used idle slot that is still good.
