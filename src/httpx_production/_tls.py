@@ -22,7 +22,9 @@ def default_ssl_context(*, http1: bool, http2: bool, trust_env: bool) -> ssl.SSL
     bundle = file or certifi.where()
     stamp = os.stat(bundle).st_mtime_ns if os.path.exists(bundle) else None
     key_log = os.environ.get("SSLKEYLOGFILE")
-    return _context(http1, http2, trust_env, file, folder, bundle, stamp, key_log)
+    # truststore, and others, put something else in the place of what makes a context.
+    makers = ssl.SSLContext, ssl.create_default_context, httpx.create_ssl_context
+    return _context(http1, http2, trust_env, file, folder, bundle, stamp, key_log, *makers)
 
 
 @lru_cache(maxsize=16)

@@ -1,0 +1,411 @@
+"""HTTP/2 connections: they read and write for the protocol of `_http2_protocol.py`.
+
+What arrives is taken in without waiting, in one go, by whoever comes by; what is to be sent is
+handed to the socket as far as it goes. The only thing ever waited for is the socket itself, so
+that a request can give up its wait at any moment and leaves nothing half done.
+"""
+
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from threading import Lock
+from time import monotonic
+from typing import Any
+
+import httpcore
+
+from .._deadline import current_value
+from ._http2_protocol import HTTP2Protocol
+from ._http2_stream import HTTP2Stream, closed_error
+from ._network import NetworkStream, reason
+from ._runtime import Runtime, Turn
+
+logger = logging.getLogger("httpcore.http2")
+
+READ_SIZE = 16 * 1024  # bytes at a time: some 1,800 of the smallest frames
+MOST_UNSENT = 2**18  # bytes: a server that doesn't read isn't listened to, it wants answers
+LISTEN_AT_MOST = 0.05  # seconds to wait for the server's bytes, while ours are not all on their way
+
+
+class Role:
+    """Waiting for the socket, by one request for all of them.
+
+    The others sleep. Whoever has the role gives it up at each step, and on every way out somebody
+    who sleeps is woken to take it over.
+    """
+
+    def __init__(self, wait: Callable[[float | None], Any], runtime: Runtime) -> None:
+        self._wait, self._runtime = wait, runtime
+        self.owner: HTTP2Stream | None = None
+        self._asleep: dict[HTTP2Stream, None] = {}
+
+    async def wait(self, stream: HTTP2Stream, limit: float | None) -> bool:
+        """Wait until there may be news for a stream; False when `limit` seconds have passed."""
+        if self.owner is None:
+            self.owner = stream
+            try:
+                result: bool = await self._wait(limit)
+                return result
+            finally:
+                self.owner = None
+        stream.event = self._runtime.event()
+        self._asleep[stream] = None
+        try:
+            return await stream.event.wait(limit)
+        finally:
+            self._asleep.pop(stream, None)
+
+    def hand_over(self) -> None:
+        """Wake one who sleeps, when nobody has the role."""
+        if self.owner is None and self._asleep:
+            next(iter(self._asleep)).wake()
+
+
+class Clock:
+    """What is left of a timeout; begins anew when `heard` says that the server is still there."""
+
+    def __init__(self, timeout: float | None, heard: Callable[[], float]) -> None:
+        self._timeout, self._heard = timeout, heard
+        self._started = monotonic()
+        self._waited = 0.0  # in vain: also a clock that stands still (freezegun) comes to an end
+
+    def left(self) -> float | None:
+        """Return the seconds that are left, None for no limit."""
+        if (heard := self._heard()) > self._started:
+            self._started, self._waited = heard, 0.0
+        limit = current_value(self._timeout)
+        if limit is None or self._timeout is None:
+            return None
+        return min(limit, self._timeout - max(self.elapsed(), self._waited))
+
+    def elapsed(self) -> float:
+        """Return the seconds since it began."""
+        return monotonic() - self._started
+
+    def add(self, seconds: float | None) -> None:
+        """Note a wait that brought nothing."""
+        self._waited += math.inf if seconds is None else seconds
+
+
+class HTTP2Connection:
+    """What the two flavours have in common: all but the names of their methods."""
+
+    shared = False
+    body: Callable[[HTTP2Stream], Any]  # a response's body
+    chunks: Callable[[Any], Any]  # an async iterator over a request's body
+    trace: Callable[[str, Any, dict[str, Any]], Any]  # httpcore's tracing of one step
+
+    def __init__(
+        self,
+        origin: httpcore.Origin,
+        network_stream: NetworkStream,
+        keepalive_expiry: float | None,
+        changed: Callable[[], None],
+    ) -> None:
+        self._origin = origin
+        self._network_stream: Any = network_stream
+        self._io = network_stream.io
+        self._keepalive_expiry = keepalive_expiry
+        self._changed = changed  # called when `capacity` has changed
+        self._told = self.capacity_of(None)
+        self._expire_at = math.inf
+        self._protocol = HTTP2Protocol()
+        self._initiated = False
+        # A thread may close the response that another one reads: it must not touch its state.
+        self._guard: Any = nullcontext() if self.shared else Lock()
+        self._unsent = b""
+        self._turn = Turn()
+        self._write_failed = False
+        self._has_more = False  # perhaps within TLS, where waiting for the socket doesn't see it
+        self._reading = Role(self._wait_readable, self._io.runtime)
+        self._writing = Role(self._wait_writable, self._io.runtime)
+
+    # --- what the pool asks -----------------------------------------------------------------------
+
+    def capacity_of(self, limit: int | None) -> int | None:
+        """Return how many requests are let on a connection whose server allows `limit`."""
+        return limit if self.shared or limit == 0 else 1
+
+    @property
+    def capacity(self) -> int | None:
+        """How many requests it takes at a time; 0: no new ones; None: not known yet."""
+        return self.capacity_of(self._protocol.capacity)
+
+    def can_handle_request(self, origin: httpcore.Origin) -> bool:
+        """Tell whether it leads there."""
+        return origin == self._origin
+
+    def is_available(self) -> bool:
+        """Tell whether another request may begin here."""
+        capacity = 1 if self.capacity is None else self.capacity
+        is_whole = not (self.is_closed() or self._protocol.whole.is_torn())
+        return is_whole and len(self._protocol.streams) < capacity
+
+    def is_idle(self) -> bool:
+        """Tell whether it is fit for use and has nothing to do, nor bytes that wait to be sent."""
+        return self.is_available() and not self._protocol.streams and self._flush_now()
+
+    def has_expired(self) -> bool:
+        """Tell whether it has been idle for too long, or the server has taken leave."""
+        if monotonic() <= self._expire_at and not self.is_closed():
+            self._receive_now()
+        return monotonic() > self._expire_at or not self.is_available()
+
+    def is_closed(self) -> bool:
+        """Tell whether it has been closed."""
+        return self._io.closed
+
+    def info(self) -> str:
+        """Say what httpcore's own would."""
+        state = "CLOSED" if self.is_closed() else "ACTIVE" if self._protocol.streams else "IDLE"
+        return f"{str(self._origin)!r}, HTTP/2, {state}, Request Count: {self._protocol.requests}"
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} [{self.info()}]>"
+
+    # --- one request ------------------------------------------------------------------------------
+
+    async def exchange(self, request: Any) -> httpcore.Response:
+        """Send a request and return its response, whose body is yet to be read."""
+        with self._guard:
+            try:
+                await self._initiate(request)
+                stream = self._protocol.begin(request)
+                await self._send(stream)
+                await self._receive_headers(stream)
+                return self._response(stream)
+            except httpcore.ConnectionNotAvailable:
+                self._protocol.retired = True  # whoever sends requests here counts otherwise
+                self._tell()
+                raise
+            except BaseException:
+                try:
+                    async with self.trace("response_closed", request, {"request": request}):
+                        self._finish(request)
+                finally:
+                    self._finish(request)  # also when the tracing was cancelled
+                raise
+
+    async def _initiate(self, request: Any) -> None:
+        if not self._initiated:
+            async with self.trace("send_connection_init", request, {"request": request}):
+                self._initiated = True
+                self._protocol.initiate()
+        elif not self._protocol.streams:
+            self._receive_now()  # the server may have taken leave
+
+    async def _receive_headers(self, stream: HTTP2Stream) -> None:
+        facts = {"request": stream.request, "stream_id": stream.id}
+        async with self.trace("receive_response_headers", stream.request, facts) as trace:
+            await self._until(stream, stream.has_headers, "read")
+            await self._trace_settings(stream.request)
+            if not stream.status and stream.error is not None:
+                raise stream.error
+            trace.return_value = (stream.status, stream.headers)
+
+    async def _trace_settings(self, request: Any) -> None:
+        while self._protocol.settings_changes:
+            event = self._protocol.settings_changes.popleft()
+            async with self.trace("receive_remote_settings", request, {}) as trace:
+                trace.return_value = event
+
+    def _response(self, stream: HTTP2Stream) -> httpcore.Response:
+        return httpcore.Response(
+            status=stream.status,
+            headers=stream.headers,
+            content=self.body(stream),
+            extensions={
+                "http_version": b"HTTP/2",
+                "network_stream": self._network_stream,
+                "stream_id": stream.id,
+            },
+        )
+
+    async def _send(self, stream: HTTP2Stream) -> None:
+        request, facts = stream.request, {"request": stream.request, "stream_id": stream.id}
+        async with self.trace("send_request_headers", request, facts):
+            await self._flush(stream)
+        async with self.trace("send_request_body", request, facts):
+            if not stream.is_sent and not stream.is_finished():
+                await self._send_body(stream)
+
+    async def _send_body(self, stream: HTTP2Stream) -> None:
+        stream.body_started = True
+        chunks = self.chunks(stream.request.stream)
+        try:
+            async for chunk in chunks:
+                await self._send_chunk(stream, chunk)
+                if stream.is_finished():
+                    return  # an answer came early, nobody wants the rest
+        finally:
+            if hasattr(chunks, "aclose"):
+                await chunks.aclose()  # at once: trio warns when the garbage collector does it
+        if not stream.is_finished():
+            self._protocol.end(stream)
+            await self._flush(stream)
+
+    async def _send_chunk(self, stream: HTTP2Stream, chunk: bytes) -> None:
+        def may_send() -> bool:
+            return self._protocol.window(stream) > 0 or stream.is_finished()
+
+        rest = memoryview(chunk)
+        while rest and not stream.is_finished():
+            self._receive_now()  # an early answer, or a GOAWAY
+            if self._turn.is_over(len(rest)):
+                await self._io.runtime.checkpoint()
+            await self._until(stream, may_send, "write")
+            rest = self._protocol.send(stream, rest)
+            await self._flush(stream)
+
+    async def next_chunk(self, stream: HTTP2Stream) -> bytes | None:
+        """Return the next piece of a response's body, None at its end."""
+        with self._guard:
+            await self._until(stream, stream.is_readable, "read")
+            data = stream.take()
+            if data is not None:
+                self._protocol.acknowledge(stream, len(data))
+                self._flush_now()
+            return data
+
+    def finish_request(self, request: Any) -> None:
+        """End a request's use of the connection, wherever it stands; never waits."""
+        if self.shared:
+            return self._finish(request)
+        if not self._guard.acquire(blocking=False):  # a thread is in the middle of it
+            for stream in list(self._protocol.streams.values()):
+                stream.fail(closed_error())
+            return self._io.close()
+        try:
+            self._finish(request)
+        finally:
+            self._guard.release()
+
+    def _finish(self, request: Any) -> None:
+        for stream in list(self._protocol.streams.values()):
+            if stream.request is request:
+                self._protocol.finish(stream)
+                stream.wake()
+                if self._reading.owner is stream:
+                    self._io.base.interrupt()
+        if not self._protocol.streams:
+            expiry = self._keepalive_expiry
+            self._expire_at = math.inf if expiry is None else monotonic() + expiry
+        self._flush_now()
+        self._tell()
+
+    # --- the socket -------------------------------------------------------------------------------
+
+    async def _until(self, stream: HTTP2Stream, ready: Callable[[], bool], phase: str) -> None:
+        """Wait until `ready()`, or until the stream has failed."""
+        clock: Clock | None = None
+        try:
+            while not (ready() and stream.has_time(phase)):
+                clock = clock or Clock(stream.timeout(phase), self._protocol.heard_for(stream))
+                if not await self._wait(self._reading, stream, clock, phase):
+                    return
+        finally:
+            self._hand_over()
+
+    async def _flush(self, stream: HTTP2Stream) -> None:
+        """Wait until the socket has taken all that is in line, or the stream has failed."""
+        clock: Clock | None = None
+        try:
+            while not self._flush_now() and not stream.is_finished():
+                clock = clock or Clock(stream.timeout("write"), lambda: 0.0)
+                if not await self._wait(self._writing, stream, clock, "write"):
+                    return
+        finally:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        self._reading.hand_over()
+        self._writing.hand_over()
+
+    async def _wait(self, role: Role, stream: HTTP2Stream, clock: Clock, phase: str) -> bool:
+        """Wait once; False when the stream's time is up."""
+        left = clock.left()
+        if left is None or left > 0:
+            limit = left
+            if not self._may_listen():
+                role = self._writing
+            elif role is self._reading and not self._flush_now():
+                limit = LISTEN_AT_MOST if left is None else min(left, LISTEN_AT_MOST)
+            if not await role.wait(stream, limit):
+                clock.add(limit)
+            left = clock.left()
+        if left is not None and left <= 0:
+            self._protocol.fail_timed_out(stream, phase, clock.elapsed())
+            return False
+        return True
+
+    async def _wait_readable(self, limit: float | None) -> bool:
+        try:
+            if self._has_more:
+                readable = True
+                await self._io.runtime.checkpoint()
+            else:
+                readable = await self._io.wait(limit)
+        except (OSError, ValueError) as exc:
+            self._fail(exc)
+            return True
+        self._receive_now()
+        return readable
+
+    async def _wait_writable(self, limit: float | None) -> bool:
+        try:
+            return await self._io.wait(limit, write=True)
+        except (OSError, ValueError) as exc:
+            self._fail(exc)
+            return True
+
+    def _receive_now(self) -> None:
+        """Take in what has arrived, without waiting: one piece, so that others get their turn."""
+        self._has_more = False
+        try:
+            if (data := self._io.receive(READ_SIZE)) is not None:
+                self._wake(self._protocol.receive(data))
+                self._has_more = True
+        except Exception as exc:
+            self._fail(exc)
+
+    def _may_listen(self) -> bool:
+        return self._flush_now() or len(self._unsent) < MOST_UNSENT
+
+    def _flush_now(self) -> bool:
+        """Hand what is in line to the socket, without waiting; False when some of it is left."""
+        self._unsent += self._protocol.data_to_send()
+        if self._protocol.error is not None or self._write_failed:
+            self._unsent = b""
+            return True
+        try:
+            with self._protocol.whole:
+                while self._unsent and (sent := self._io.send(self._unsent)):
+                    self._unsent = self._unsent[sent:]
+                return self._io.flush() and not self._unsent
+        except OSError:
+            # What the server has said before it went, GOAWAY above all, is still to be read; the
+            # end of that ends the streams.
+            self._write_failed = self._protocol.retired = True
+            return True
+
+    def _fail(self, exc: Exception) -> None:
+        if isinstance(exc, OSError):
+            exc = httpcore.ReadError(reason(exc))
+        self._wake(self._protocol.fail_connection(exc))
+        self._io.close()
+        self._tell()
+
+    def _wake(self, streams: Any) -> None:
+        for stream in streams:
+            stream.wake()
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._told != self.capacity:
+            self._told = self.capacity
+            self._changed()
