@@ -91,6 +91,17 @@ class Flavour:
         kind = httpx.Client if self.sync else httpx.AsyncClient
         return self._keep(kind(**{"trust_env": False, **options}))
 
+    def transport(self, **options: Any) -> Any:
+        """Ours as a transport of its own; what takes it closes it."""
+        from httpx_production.transport import AsyncPooledTransport, PooledTransport
+
+        kind = PooledTransport if self.sync else AsyncPooledTransport
+        return kind(**{"trust_env": False, **options})
+
+    def pooled(self, **options: Any) -> Any:
+        """httpx's own client over our transport, which takes these options."""
+        return self.plain(transport=self.transport(**options))
+
     def _keep(self, client: Any) -> Any:
         self._clients.append(client)
         return client
@@ -231,11 +242,11 @@ class FakeClock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     """Waits between attempts take no time, and `clock.delays` tells them; deadlines follow it."""
-    from httpx_production import _bodies, _deadline, client
+    from httpx_production import _deadline, _response_body, client
 
     clock = FakeClock()
     for name in ("monotonic", "sleep", "async_sleep"):
         monkeypatch.setattr(client, name, getattr(clock, name))
-    for module in (_deadline, _bodies):
+    for module in (_deadline, _response_body):
         monkeypatch.setattr(module, "monotonic", clock.monotonic)
     return clock

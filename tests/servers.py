@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -231,10 +232,19 @@ class ScriptedServer:
     """HTTP/1.1 by script: a list of steps (then 200 "ok" for ever), or a function of the request.
 
     A member of the list may be such a function too; it is called when the body has been read.
-    `tls` is trusted by `client_context()`; `listening=False` refuses until `listen()`.
+    `tls` is trusted by `client_context()`; `listening=False` refuses until `listen()`. A TLS
+    handshake begins `handshake_delay` seconds after the connection was accepted.
     """
 
-    def __init__(self, script: Script = (), *, tls: bool = False, listening: bool = True) -> None:
+    def __init__(
+        self,
+        script: Script = (),
+        *,
+        tls: bool = False,
+        listening: bool = True,
+        handshake_delay: float = 0.0,
+    ) -> None:
+        self._handshake_delay = handshake_delay
         self._handler: Handler = script if callable(script) else lambda request: answer()
         self._script = [] if callable(script) else list(script)
         self._context = server_context() if tls else None
@@ -298,6 +308,7 @@ class ScriptedServer:
             if step := self._step_at_accept():
                 connection.play(step)
             elif self._context:
+                self.stopping.wait(self._handshake_delay)
                 sock = self._context.wrap_socket(sock, True, do_handshake_on_connect=False)
                 connection.sock = self._sockets[number] = sock
                 sock.do_handshake()
@@ -359,17 +370,48 @@ def forward(request: Received) -> Step:
 
 
 @contextlib.contextmanager
-def full_backlog() -> Iterator[str]:
+def full_backlog(host: str = LOOPBACK, port: int = 0) -> Iterator[str]:
     """The URL of a port whose accept queue is full: connecting hangs."""
     with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.bind((LOOPBACK, 0))
-        listener.listen(0)
-        for _ in range(8):
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(listener.getsockname())
-        yield f"http://{LOOPBACK}:{listener.getsockname()[1]}"
+        listener = fill_backlog(stack, host, port)
+        yield f"http://{host}:{listener.getsockname()[1]}"
+
+
+def fill_backlog(stack: contextlib.ExitStack, host: str, port: int) -> socket.socket:
+    """A listener whose accept queue is full, until somebody accepts."""
+    listener = stack.enter_context(socket.socket())
+    listener.bind((host, port))
+    listener.listen(0)
+    for _ in range(8):
+        filler = stack.enter_context(socket.socket())
+        filler.setblocking(False)
+        filler.connect_ex(listener.getsockname())
+    return listener
+
+
+@contextlib.contextmanager
+def resolving(
+    monkeypatch: Any, host: str, addresses: Sequence[str], delay: float = 0.0
+) -> Iterator[list[str]]:
+    """The name `host` has these IPv4 addresses, in this order, and takes `delay` s to look up.
+
+    What it gives is the list of the names that were looked up.
+    """
+    original, asked = socket.getaddrinfo, []
+
+    def getaddrinfo(name: Any, port: Any, *args: Any, **kwargs: Any) -> Any:
+        text = name.decode() if isinstance(name, bytes) else name
+        flags = kwargs.get("flags", args[3] if len(args) > 3 else 0)
+        if text != host or flags & socket.AI_NUMERICHOST:  # trio asks that first, in its loop
+            return original(name, port, *args, **kwargs)
+        asked.append(text)
+        time.sleep(delay)
+        kind = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+        return [(*kind, (address, int(port))) for address in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    yield asked
+    monkeypatch.setattr(socket, "getaddrinfo", original)
 
 
 @contextlib.contextmanager
@@ -395,6 +437,12 @@ def server_context(*protocols: str) -> ssl.SSLContext:
     if protocols:
         context.set_alpn_protocols(protocols)
     return context
+
+
+def write_ca(path: Path) -> Path:
+    """Write the certificate of the servers' authority, for other processes, to this file."""
+    _authority().cert_pem.write_to_path(str(path))
+    return path
 
 
 def client_context() -> ssl.SSLContext:

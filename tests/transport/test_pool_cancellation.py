@@ -18,15 +18,12 @@ import httpx
 import pytest
 from conftest import Flavour
 from h2_peer import H2Peer, Peer
-from servers import Received, ScriptedServer, Step, answer, client_context, full_backlog, message
+from helpers import ASYNC, SYNC, generators_left, one_attempt
+from servers import Received, ScriptedServer, Step, answer, full_backlog, message
 
-import httpx_production
-from httpx_production import _pool
+from httpx_production.transport import PoolStats
 
 pytestmark = pytest.mark.anyio
-ASYNC = pytest.mark.flavours("asyncio", "trio")
-# trio's own warning about httpx's generators, when what consumes them fails; plain httpx has it.
-generators_left = pytest.mark.filterwarnings("ignore:Async generator 'http")
 
 KINDS = ("http", "https", "http2")
 SHORT: Any = [(phase, 0.0001) for phase in ("connect", "pool", "read", "write")] + [("read", 0.005)]
@@ -61,10 +58,6 @@ def serving(kind: str) -> Iterator[Any]:
     else:
         with ScriptedServer(slowly, tls=kind == "https") as server:
             yield server
-
-
-def one_attempt(flavour: Flavour, **options: Any) -> Any:
-    return flavour.client(**{"verify": client_context(), "max_attempts": 1, **options})
 
 
 async def assert_whole(flavour: Flavour, client: Any, url: str, size: int) -> None:
@@ -141,7 +134,7 @@ async def test_a_cancelled_handshake_leaves_no_socket(flavour: Flavour, tls: boo
         with anyio.move_on_after(0.1) as scope:
             await client.get(url)
         assert scope.cancelled_caught
-        assert client.pool_stats() == _pool.PoolStats(0, 0, 0, 0)
+        assert client.pool_stats() == PoolStats(0, 0, 0, 0)
 
 
 @ASYNC
@@ -222,7 +215,7 @@ async def test_a_body_that_raises_gives_its_slot_back(flavour: Flavour, kind: st
 # --- interruption -----------------------------------------------------------------------------
 
 
-@pytest.mark.flavours("sync")
+@SYNC
 @pytest.mark.filterwarnings("ignore:unclosed")  # sockets half made, in ssl's code too
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a __del__
 @pytest.mark.parametrize("kind", KINDS)
@@ -281,7 +274,7 @@ async def test_a_response_that_is_forgotten_gives_its_slot_back(
 # --- threads ----------------------------------------------------------------------------------
 
 
-@pytest.mark.flavours("sync")
+@SYNC
 @pytest.mark.time_limit(120)
 @pytest.mark.parametrize("kind", KINDS)
 async def test_fifty_threads_share_a_client(flavour: Flavour, kind: str) -> None:
@@ -320,4 +313,3 @@ async def test_fifty_threads_share_a_client(flavour: Flavour, kind: str) -> None
         stats = client.pool_stats()
         assert (stats.in_use, stats.waiting) == (0, 0)
         assert stats.connections <= 20
-        assert isinstance(client, httpx_production.ProductionHTTPClient)

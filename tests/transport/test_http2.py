@@ -1,6 +1,7 @@
 """HTTP/2: a real server, and a scripted one that does what deploys, overload and bugs do."""
 
 import contextlib
+import socket
 import threading
 import time
 from typing import Any
@@ -14,26 +15,24 @@ from h2_peer import (
     CANCEL,
     INTERNAL_ERROR,
     NO_ERROR,
-    REFUSED_STREAM,
     H2Peer,
     Peer,
     serve,
 )
-from hyperframe.frame import DataFrame, RstStreamFrame, WindowUpdateFrame
+from helpers import ASYNC, PROMPT, Callers, finished, one_attempt, until, within
+from hyperframe.frame import DataFrame, PingFrame, RstStreamFrame, WindowUpdateFrame
 from servers import Http2Server, ScriptedServer, answer, client_context
 
-from httpx_production._pool import http2 as _http2
+from httpx_production.transport import (
+    AsyncPooledTransport,
+    PooledTransport,
+    _http2,
+    _http2_protocol,
+    _sockets,
+)
+from httpx_production.transport._http2_connections import AsyncHTTP2Connection, SyncHTTP2Connection
 
 pytestmark = pytest.mark.anyio
-ASYNC = pytest.mark.flavours("asyncio", "trio")
-# trio's own warning about generators that httpx leaves when what consumes them fails.
-generators_left = pytest.mark.filterwarnings("ignore:Async generator")
-
-
-def one_attempt(flavour: Flavour, **options: Any) -> Any:
-    """A client that doesn't retry: what the pool and the connections do by themselves."""
-    options = {"verify": client_context(), "max_attempts": 1, "read_timeout": 5.0, **options}
-    return flavour.client(**options)
 
 
 # --- the ordinary -----------------------------------------------------------------------------
@@ -47,27 +46,6 @@ async def test_every_answer_belongs_to_its_request(flavour: Flavour) -> None:
             answers = await flavour.gather(lambda url=url: client.get(url) for url in urls)
     assert [answer.text for answer in answers] == [f"/{number}" for number in range(120)]
     assert {answer.http_version for answer in answers} == {"HTTP/2"}
-
-
-@ASYNC
-async def test_concurrent_requests_share_one_connection(flavour: Flavour) -> None:
-    """Callers that race to a new origin wait for the first handshake, and share what it gives."""
-    with H2Peer() as server:
-        client = one_attempt(flavour)
-        await flavour.gather(lambda: client.get(server.url) for _ in range(50))
-        assert len(server.peers) == 1
-        assert client.pool_stats().connections == 1
-
-
-@pytest.mark.flavours("sync")
-async def test_a_sync_connection_serves_one_request_at_a_time(flavour: Flavour) -> None:
-    """Threads never share a connection, not even one that is still being made."""
-    with H2Peer() as server:
-        client = one_attempt(flavour)
-        await flavour.gather(lambda: client.get(server.url) for _ in range(8))
-        for peer in server.peers:
-            streams = [f.stream_id for f in peer.received if "END_HEADERS" in f.flags]
-            assert streams == sorted(streams)
 
 
 @ASYNC
@@ -140,117 +118,7 @@ async def test_a_stream_that_goaway_includes_is_answered(flavour: Flavour) -> No
         assert len(server.peers) == 2
 
 
-@ASYNC
-async def test_goaway_parts_the_streams_in_flight(flavour: Flavour) -> None:
-    """Up to the last id they are answered; those above are sent again, POST too."""
-
-    def script(peer: Peer) -> None:
-        streams = [peer.request() for _ in range(4)]
-        peer.goaway(2**31 - 1)  # the first of two, as nginx and Envoy do
-        peer.goaway(streams[1])
-        for stream in streams[:2]:
-            peer.echo(stream)
-        peer.rest()
-
-    with H2Peer(script, serve) as server:
-        client = one_attempt(flavour)
-        urls = [f"{server.url}/{number}" for number in range(4)]
-        answers = await flavour.gather(lambda url=url: client.post(url) for url in urls)
-        assert [answer.text for answer in answers] == ["/0", "/1", "/2", "/3"]
-        assert len(server.peers) == 2
-        assert len(server.requests) == 6
-
-
-async def test_goaway_instead_of_an_answer_is_sent_again(flavour: Flavour) -> None:
-    """A POST above the last id was not processed, says RFC 9113 8.7; 0 is an id like others."""
-
-    def script(peer: Peer) -> None:
-        peer.request()
-        peer.goaway(0)
-        peer.rest()
-
-    with H2Peer(script, serve) as server:
-        response = await flavour.run(one_attempt(flavour).post(server.url, content=b"order"))
-        assert response.status_code == 200
-        assert server.peers[1].bodies[1] == b"order"
-
-
-async def test_goaway_on_an_idle_connection_is_seen_before_use(flavour: Flavour) -> None:
-    """The next request goes to a new connection; the retired one never carries it."""
-
-    def script(peer: Peer) -> None:
-        stream = peer.request()
-        peer.answer(stream)
-        peer.goaway(stream)
-        sent.set()
-        peer.rest()
-
-    sent = threading.Event()
-    with H2Peer(script, serve) as server:
-        client = one_attempt(flavour)
-        await flavour.run(client.get(server.url))
-        assert sent.wait(5)
-        await anyio.sleep(0.05)  # loopback needs its moment
-        assert (await flavour.run(client.post(f"{server.url}/new"))).text == "/new"
-        assert len(server.peers[0].paths) == 1
-
-
-async def test_a_server_that_only_says_goaway_ends_in_an_error(flavour: Flavour) -> None:
-    """Sending again has an end: three times, then the error is the caller's."""
-
-    def script(peer: Peer) -> None:
-        peer.goaway(0)
-        peer.rest()
-
-    with H2Peer(script) as server:
-        client = one_attempt(flavour)
-        with pytest.raises(httpx.RemoteProtocolError, match="GOAWAY"):
-            await flavour.run(client.post(server.url))
-        assert len(server.peers) == 3
-        assert client.pool_stats().connections == 0
-
-
-@generators_left
-async def test_a_body_that_cannot_be_repeated_is_not(flavour: Flavour) -> None:
-    """The refusal itself is raised, not StreamConsumed, and nothing is sent a second time."""
-
-    def script(peer: Peer) -> None:
-        stream = peer.request()
-        peer.until(DataFrame)
-        peer.reset(stream, REFUSED_STREAM)
-        serve(peer)
-
-    with H2Peer(script) as server:
-        for client in (one_attempt(flavour), unaware(flavour)):
-            content = flavour.generator([b"a", b"b"])
-            with pytest.raises(httpx.RemoteProtocolError, match="REFUSED_STREAM"):
-                await flavour.run(client.post(server.url, content=content))
-        assert [len(peer.paths) for peer in server.peers][:1] == [1]
-
-
-def unaware(flavour: Flavour) -> Any:
-    """httpx's client on our pool: its bodies don't know whether they can be sent again."""
-    from httpx_production import _pool
-
-    client = flavour.plain(http2=True, verify=client_context())
-    _pool.mend(client, ())
-    return client
-
-
 # --- resets -----------------------------------------------------------------------------------
-
-
-async def test_a_refused_stream_is_sent_again(flavour: Flavour) -> None:
-    """REFUSED_STREAM: not processed, so POST too, on the same connection."""
-
-    def script(peer: Peer) -> None:
-        peer.reset(peer.request(), REFUSED_STREAM)
-        serve(peer)
-
-    with H2Peer(script) as server:
-        response = await flavour.run(one_attempt(flavour).post(server.url, content=b"order"))
-        assert response.status_code == 200
-        assert [method for method, _ in server.requests] == ["POST", "POST"]
 
 
 async def test_a_reset_is_an_error_and_a_get_is_retried(flavour: Flavour, clock: Any) -> None:
@@ -352,15 +220,6 @@ async def test_a_response_without_a_status_is_a_protocol_error(flavour: Flavour)
         await flavour.run(one_attempt(flavour).get(server.url))
 
 
-async def test_a_header_that_h2_refuses_is_ours_to_mend(flavour: Flavour) -> None:
-    """LocalProtocolError; the connection, whose header compression is out of step, is left."""
-    with H2Peer() as server:
-        client = one_attempt(flavour)
-        with pytest.raises(httpx.LocalProtocolError):
-            await flavour.run(client.get(server.url, headers={"te": "gzip"}))
-        assert (await flavour.run(client.get(f"{server.url}/next"))).text == "/next"
-
-
 async def test_an_error_of_the_state_machine_is_httpx_s(
     flavour: Flavour, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -372,18 +231,18 @@ async def test_an_error_of_the_state_machine_is_httpx_s(
         def broken(*args: Any) -> None:
             raise KeyError(1)
 
-        monkeypatch.setattr(_http2.State, "receive_data", broken)
+        monkeypatch.setattr(_http2_protocol.TolerantH2, "receive_data", broken)
         with pytest.raises(httpx.RemoteProtocolError, match="KeyError"):
             await flavour.run(client.get(server.url))
         monkeypatch.undo()
-        monkeypatch.setattr(_http2.State, "send_data", broken)
+        monkeypatch.setattr(_http2_protocol.TolerantH2, "send_data", broken)
         with pytest.raises(httpx.LocalProtocolError):
             await flavour.run(client.post(server.url, content=b"x"))
 
 
 async def test_stream_numbers_run_out(flavour: Flavour, monkeypatch: pytest.MonkeyPatch) -> None:
     """After 2**30 requests the next one goes to a new connection."""
-    monkeypatch.setattr(_http2.State, "HIGHEST_ALLOWED_STREAM_ID", 4)
+    monkeypatch.setattr(_http2_protocol.TolerantH2, "HIGHEST_ALLOWED_STREAM_ID", 4)
     with H2Peer() as server:
         client = one_attempt(flavour)
         for number in range(5):
@@ -429,30 +288,6 @@ async def test_a_dropped_connection_fails_all_its_streams_at_once(flavour: Flavo
 
 
 @ASYNC
-async def test_a_timeout_is_one_s_own(flavour: Flavour) -> None:
-    """A slow answer fails its request; the neighbours on the connection get theirs."""
-
-    def script(peer: Peer) -> None:
-        streams = {peer.paths[stream]: stream for stream in (peer.request() for _ in range(4))}
-        peer.until(RstStreamFrame, streams["/slow"])
-        for path, stream in streams.items():
-            if path != "/slow":
-                peer.echo(stream)
-        peer.rest()
-
-    with H2Peer(script) as server:
-        client = one_attempt(flavour)
-        slow, *others = await flavour.gather(
-            [
-                lambda: client.get(f"{server.url}/slow", timeout=0.2),
-                *(lambda path=path: client.get(server.url + path) for path in ("/a", "/b", "/c")),
-            ]
-        )
-        assert isinstance(slow, httpx.ReadTimeout)
-        assert [other.text for other in others] == ["/a", "/b", "/c"]
-
-
-@ASYNC
 async def test_who_has_his_answer_does_not_wait_for_others(flavour: Flavour) -> None:
     """Whoever reads for all wakes exactly those for whom something came."""
 
@@ -477,50 +312,8 @@ async def test_who_has_his_answer_does_not_wait_for_others(flavour: Flavour) -> 
 
 
 @ASYNC
-async def test_a_cancelled_request_leaves_its_neighbours_alone(flavour: Flavour) -> None:
-    """It is reset on the wire; the others, and who comes later, go on with the connection."""
-
-    def script(peer: Peer) -> None:
-        streams = {peer.paths[stream]: stream for stream in (peer.request() for _ in range(2))}
-        frame = peer.until(RstStreamFrame, streams["/cancelled"])
-        assert frame.error_code == CANCEL
-        peer.echo(streams["/kept"])
-        serve(peer)
-
-    with H2Peer(script) as server:
-        client = one_attempt(flavour)
-
-        async def cancelled() -> None:
-            with anyio.move_on_after(0.2):
-                await client.get(f"{server.url}/cancelled")
-
-        kept, _ = await flavour.gather([lambda: client.get(f"{server.url}/kept"), cancelled])
-        assert kept.text == "/kept"
-        assert (await client.get(f"{server.url}/later")).text == "/later"
-        assert len(server.peers) == 1
-        assert client.pool_stats().in_use == 0
-
-
-@ASYNC
-async def test_waiting_for_a_stream_has_a_limit(flavour: Flavour) -> None:
-    """The server takes one stream at a time, and that one hangs: `pool_timeout` ends the wait."""
-
-    def script(peer: Peer) -> None:
-        first = peer.request()
-        peer.until(RstStreamFrame, first)
-        serve(peer)
-
-    with H2Peer(script, settings={"MAX_CONCURRENT_STREAMS": 1}) as server:
-        client = one_attempt(flavour, pool_timeout=0.2, read_timeout=0.6)
-        outcomes = await flavour.gather(lambda: client.get(server.url) for _ in range(2))
-        assert {type(outcome) for outcome in outcomes} == {httpx.ReadTimeout, httpx.PoolTimeout}
-        note = "1 of 50 connections in use, 1 requests waiting"
-        assert any(note in str(outcome) for outcome in outcomes)
-
-
-@ASYNC
 async def test_as_many_streams_as_the_server_takes(flavour: Flavour) -> None:
-    """No more are begun than SETTINGS allow; the rest wait in the pool, in order."""
+    """No more are begun than SETTINGS allow; in a full pool the rest wait, in order."""
     together: list[int] = []
 
     def script(peer: Peer) -> None:
@@ -534,7 +327,7 @@ async def test_as_many_streams_as_the_server_takes(flavour: Flavour) -> None:
                 peer.echo(stream)
 
     with H2Peer(script, settings={"MAX_CONCURRENT_STREAMS": 3}) as server:
-        client = one_attempt(flavour)
+        client = one_attempt(flavour, max_connections=1, pool_timeout=10.0)
         urls = [f"{server.url}/{number}" for number in range(30)]
         answers = await flavour.gather(lambda url=url: client.get(url) for url in urls)
         assert [answer.text for answer in answers] == [f"/{number}" for number in range(30)]
@@ -544,33 +337,25 @@ async def test_as_many_streams_as_the_server_takes(flavour: Flavour) -> None:
 
 @ASYNC
 async def test_requests_wait_for_the_server_s_settings(flavour: Flavour) -> None:
-    """Until they are here a connection carries one request, whose upload waits for them too."""
+    """Until they are here a connection carries one request; its upload need not wait for them."""
 
     def script(peer: Peer) -> None:
         stream = peer.request()
-        time.sleep(0.05)
-        assert not began
+        assert peer.body(stream) == (b"a" if peer.methods[stream] == "POST" else b"")
         assert len(peer.paths) == 1
         peer.settings()
-        peer.body(stream)
         peer.echo(stream)
         serve(peer)
 
-    async def body() -> Any:
-        began.append(True)
-        yield b"a"
-
-    began: list[bool] = []
     with H2Peer(script, settings=None) as server:
-        client = one_attempt(flavour)
+        client = one_attempt(flavour, max_connections=1)
         answers = await flavour.gather(
             [
-                lambda: client.post(f"{server.url}/up", content=body()),
+                lambda: client.post(f"{server.url}/up", content=flavour.generator([b"a"])),
                 *(lambda: client.get(f"{server.url}/get") for _ in range(3)),
             ]
         )
         assert [answer.text for answer in answers] == ["/up", "/get", "/get", "/get"]
-        assert len(server.peers) == 1
 
 
 # --- windows ----------------------------------------------------------------------------------
@@ -591,104 +376,19 @@ async def test_an_upload_that_the_server_does_not_take_times_out(flavour: Flavou
         assert time.monotonic() - started < 2
 
 
-@ASYNC
-async def test_abandoned_responses_give_their_window_back(
-    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What nobody reads any more doesn't count against the connection's window."""
-    monkeypatch.setattr(_http2, "WINDOW", 2**17)
-
-    def script(peer: Peer) -> None:
-        sent = 0
-        while True:
-            stream = peer.request()
-            peer.send(peer.head(stream))
-            for _ in range(6):
-                while peer.opened(0) - sent < 16384:
-                    peer.read()
-                peer.send(peer.data(stream, b"x" * 16384))
-                sent += 16384
-            peer.until(RstStreamFrame, stream)
-
-    with H2Peer(script) as server:
-        client = one_attempt(flavour, read_timeout=2.0)
-        for _ in range(12):
-            async with client.stream("GET", server.url) as response:
-                chunks = response.aiter_raw()
-                await anext(chunks)
-                await chunks.aclose()
-        assert len(server.peers) == 1
-
-
-@ASYNC
-async def test_who_does_not_read_holds_up_nobody(flavour: Flavour) -> None:
-    """An unread response fills its own window; the connection's is open for the others."""
-
-    def script(peer: Peer) -> None:
-        stream = peer.request()
-        peer.send(peer.head(stream))
-        for _ in range(30):
-            peer.send(peer.data(stream, b"x" * 16384))
-        other = peer.request()
-        peer.echo(other)
-        while peer.opened(0) < 65535 + _http2.WINDOW + 30 * 16384:
-            peer.read()
-        peer.send(peer.data(stream, b"", end=True))
-        peer.rest()
-
-    with H2Peer(script) as server:
-        client = one_attempt(flavour)
-        async with client.stream("GET", f"{server.url}/big") as big:
-            assert (await client.get(f"{server.url}/other")).text == "/other"
-            assert len(await big.aread()) == 30 * 16384
-
-
-async def test_a_long_response_keeps_its_stream_s_window_open(
-    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_long_response_keeps_its_stream_s_window_open(flavour: Flavour) -> None:
     """What was read is acknowledged, so that a response may be longer than the window."""
-    monkeypatch.setattr(_http2, "WINDOW", 2**16)
+    size = 8 * _http2_protocol.STREAM_WINDOW
 
     def script(peer: Peer) -> None:
         stream = peer.request()
         peer.send(peer.head(stream))
-        room = 2**16
-        for _ in range(20):
-            while room < 16384:
-                room += peer.until(WindowUpdateFrame, stream).window_increment
-            peer.send(peer.data(stream, b"x" * 16384))
-            room -= 16384
-        peer.send(peer.data(stream, b"", end=True))
+        peer.deliver(stream, size)
         peer.rest()
 
     with H2Peer(script) as server:
         response = await flavour.run(one_attempt(flavour).get(server.url))
-        assert len(response.content) == 20 * 16384
-
-
-@ASYNC
-async def test_a_cancelled_write_without_a_limit_ends_the_connection(flavour: Flavour) -> None:
-    """Half a frame is on the wire: whoever is on it gets an error, who comes a new connection."""
-
-    def script(peer: Peer) -> None:
-        peer.send(WindowUpdateFrame(0, window_increment=2**30))
-        peer.request()
-        peer.request()
-        stop.wait(10)  # reads no more
-
-    async def upload() -> None:
-        with anyio.move_on_after(0.3) as scope:
-            await client.post(f"{server.url}/up", content=b"x" * 30_000_000)
-        assert scope.cancelled_caught
-
-    stop = threading.Event()
-    with H2Peer(script, serve, settings={"INITIAL_WINDOW_SIZE": 2**30}) as server:
-        client = one_attempt(flavour, write_timeout=None)
-        neighbour, cancelled = await flavour.gather([lambda: client.get(server.url), upload])
-        assert isinstance(neighbour, httpx.WriteError)
-        assert cancelled is None
-        assert (await client.get(f"{server.url}/next")).text == "/next"
-        stop.set()
+        assert len(response.content) == size
 
 
 @ASYNC
@@ -710,7 +410,9 @@ async def test_a_body_that_is_no_generator_is_sent(flavour: Flavour) -> None:
     with H2Peer() as server:
         headers = {"content-length": "3"}
         request = httpx.Request("POST", server.url, headers=headers, stream=Pieces())
-        assert (await unaware(flavour).send(request)).status_code == 200
+        transport = AsyncPooledTransport(client_context(), http2=True)
+        client = flavour.plain(transport=transport)
+        assert (await client.send(request)).status_code == 200
         assert server.peers[0].bodies[1] == b"abc"
 
 
@@ -751,7 +453,6 @@ async def test_an_idle_connection_that_was_closed_is_not_used(flavour: Flavour) 
 
 async def test_pings_on_an_idle_connection_are_no_reason_to_leave_it(flavour: Flavour) -> None:
     """What arrived meanwhile is taken in, and answered, and the connection used again."""
-    from hyperframe.frame import PingFrame
 
     def script(peer: Peer) -> None:
         peer.answer(peer.request())
@@ -778,3 +479,147 @@ async def test_an_idle_connection_expires(flavour: Flavour) -> None:
         await anyio.sleep(0.1)
         await flavour.run(client.get(server.url))
         assert len(server.peers) == 2
+
+
+# --- closed, or full, at the wrong moment ------------------------------------------------------
+
+
+async def test_a_response_is_read_after_the_pool_was_closed(flavour: Flavour) -> None:
+    """Its connection is gone: an exception, at once, instead of half a body or a wait."""
+
+    def script(peer: Peer) -> None:
+        stream = peer.request()
+        peer.send(peer.head(stream, ("content-length", "10")), peer.data(stream, b"half"))
+        peer.rest()
+
+    with H2Peer(script) as server:
+        client = one_attempt(flavour)
+        async with flavour.using(client.stream("GET", server.url)) as response:
+            await flavour.close(client)
+            with within(PROMPT), pytest.raises(httpx.TransportError):
+                await flavour.read(response)
+        assert client.pool_stats().connections == 0
+
+
+@pytest.mark.parametrize("upload", [False, True])
+async def test_a_connection_is_closed_just_before_it_is_waited_for(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch, upload: bool
+) -> None:
+    """By another thread, in the one moment that counts: an exception of httpx's, at once."""
+    wait = _sockets.SocketIO.wait
+
+    async def close_and_wait(io: Any, timeout: Any, *, write: bool = False) -> bool:
+        if write == upload and began.is_set():
+            io.close()
+        return await wait(io, timeout, write=write)
+
+    def script(peer: Peer) -> None:
+        peer.send(WindowUpdateFrame(0, window_increment=2**30))
+        peer.answer(peer.request())
+        began.set()
+        server.stopping.wait(10)  # reads no more
+
+    began = threading.Event()
+    with H2Peer(script, settings={"INITIAL_WINDOW_SIZE": 2**30}) as server:
+        client = one_attempt(flavour)
+        await flavour.run(client.get(server.url))
+        monkeypatch.setattr(_sockets.SocketIO, "wait", close_and_wait)
+        content = bytes(30_000_000) if upload else b""
+        with within(PROMPT), pytest.raises(httpx.TransportError):
+            await flavour.run(client.post(server.url, content=content))
+        monkeypatch.undo()
+        assert client.pool_stats().in_use == 0
+
+
+async def test_a_server_that_talks_and_does_not_listen(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its PINGs want answers that it doesn't read: what waits to be sent is bounded."""
+    monkeypatch.setattr(_http2, "MOST_UNSENT", 2**15)
+
+    def script(peer: Peer) -> None:
+        peer._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        peer.request()
+        pings = PingFrame(0, opaque_data=b"12345678").serialize() * 1000
+        peer._sock.settimeout(0.3)
+        with contextlib.suppress(OSError):
+            for _ in range(60):
+                peer._sock.sendall(pings)
+        server.stopping.wait(10)
+
+    kind = SyncHTTP2Connection if flavour.sync else AsyncHTTP2Connection
+    pooled = PooledTransport if flavour.sync else AsyncPooledTransport
+    small = (socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with H2Peer(script) as server:
+        transport: Any = pooled(client_context(), http2=True, socket_options=[small])
+        client = flavour.plain(transport=transport, timeout=1.0)
+        async with Callers(flavour) as callers:
+            caller = callers.start(client.get, server.url)
+            await until(lambda: transport._pool.connections and server.peers)
+            unsent = 0
+            while not caller.done.is_set():
+                await anyio.sleep(0.01)
+                for one in transport._pool.connections:
+                    if isinstance(one._connection, kind):
+                        unsent = max(unsent, len(one._connection._unsent))
+        assert isinstance(caller.outcome, httpx.ReadTimeout)
+        assert caller.took < 1.0 + PROMPT
+        assert 2**15 <= unsent <= 2**15 + _http2.READ_SIZE
+
+
+@ASYNC
+async def test_an_upload_that_ends_after_its_answer(flavour: Flavour) -> None:
+    """The answer came while the body had nothing to give: it is returned, no end is sent."""
+    answered = anyio.Event()
+
+    def script(peer: Peer) -> None:
+        neighbour, upload = peer.request(), peer.request()
+        peer.until(DataFrame, upload)
+        peer.send(peer.head(upload, status=413, end=True))
+        peer.send(peer.head(neighbour), peer.data(neighbour, b"a", end=True))
+        assert peer.until(RstStreamFrame, upload).error_code == CANCEL
+        serve(peer)
+
+    async def body() -> Any:
+        yield b"a"
+        await answered.wait()
+
+    async def get() -> None:
+        await client.get(server.url)
+        answered.set()
+
+    with H2Peer(script) as server:
+        client = one_attempt(flavour)
+        async with Callers(flavour) as callers:
+            reader = callers.start(get)
+            await until(lambda: server.requests)
+            response = await client.post(f"{server.url}/up", content=body())
+            await finished(reader)
+        assert response.status_code == 413
+        assert (await client.get(f"{server.url}/next")).text == "/next"
+        assert len(server.peers) == 1
+
+
+async def test_answers_that_wait_are_sent_while_another_one_is_awaited(flavour: Flavour) -> None:
+    """To PINGs of a server that does not read for a moment: then it gets them, without its asking.
+
+    The request waits for its response all the while, and gets it.
+    """
+    count = 3000
+
+    def script(peer: Peer) -> None:
+        peer._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        stream = peer.request()
+        peer._sock.sendall(PingFrame(0, opaque_data=b"12345678").serialize() * count)
+        server.stopping.wait(0.3)
+        for _ in range(count):
+            peer.until(PingFrame)
+        peer.echo(stream)
+        peer.rest()
+
+    pooled = PooledTransport if flavour.sync else AsyncPooledTransport
+    small = (socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with H2Peer(script) as server:
+        transport: Any = pooled(client_context(), http2=True, socket_options=[small])
+        client = flavour.plain(transport=transport, timeout=8.0)
+        assert (await flavour.run(client.get(f"{server.url}/x"))).text == "/x"

@@ -1,0 +1,717 @@
+"""Connecting, TLS, proxies and what a network stream tells: over real sockets."""
+
+import asyncio
+import contextlib
+import os
+import select
+import socket
+import ssl
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import httpcore
+import httpx
+import pytest
+from conftest import Flavour
+from h2_peer import H2Peer
+from helpers import ASYNC, PROMPT, Callers, finished, one_attempt, until, within
+from servers import (
+    LOOPBACK,
+    Received,
+    ScriptedServer,
+    Step,
+    answer,
+    client_context,
+    fill_backlog,
+    forward,
+    full_backlog,
+    hang,
+    message,
+    refused_port,
+    resolving,
+    server_context,
+)
+
+from httpx_production.transport import (
+    AsyncPooledTransport,
+    PooledTransport,
+    PoolStats,
+    _network,
+    _runtime,
+    _sockets,
+)
+
+pytestmark = pytest.mark.anyio
+
+NOTHING = PoolStats(0, 0, 0, 0)
+
+
+def echo(request: Received) -> Step:
+    return answer(200, request.path.encode())
+
+
+# --- connecting -------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def resolving_to(monkeypatch: pytest.MonkeyPatch, *urls: str) -> Iterator[str]:
+    """A name with these addresses, in this order."""
+    ports = [httpx.URL(url).port for url in urls]
+
+    def getaddrinfo(host: Any, port: Any, *args: Any, **kwargs: Any) -> Any:
+        kind = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+        return [(*kind, (LOOPBACK, port)) for port in ports]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    yield f"http://{len(urls)}.test"
+    monkeypatch.undo()
+
+
+async def test_several_addresses_share_the_connect_timeout(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three that don't answer take as long as one; a fourth that does is still reached."""
+    with ScriptedServer(echo) as server, full_backlog() as deaf, refused_port() as shut:
+        client = one_attempt(flavour, connect_timeout=0.6)
+        with (
+            resolving_to(monkeypatch, deaf, deaf, deaf) as url,
+            within(0.6 + PROMPT, at_least=0.5),
+            pytest.raises(httpx.ConnectTimeout),
+        ):
+            await flavour.run(client.get(url))
+        with resolving_to(monkeypatch, deaf, shut, shut, server.url) as url:
+            assert (await flavour.run(client.get(f"{url}/x"))).text == "/x"
+        with resolving_to(monkeypatch, shut, shut) as url, pytest.raises(httpx.ConnectError):
+            await flavour.run(client.get(url))
+        with (
+            resolving_to(monkeypatch) as url,
+            pytest.raises(httpx.ConnectError, match="no address"),
+        ):
+            await flavour.run(client.get(url))
+
+
+async def test_no_limit_is_no_limit(flavour: Flavour) -> None:
+    """`timeout=None` reaches the sockets."""
+    with ScriptedServer(echo, tls=True) as server:
+        client = flavour.client(verify=client_context(), timeout=None)
+        assert (await flavour.run(client.get(f"{server.url}/x"))).text == "/x"
+
+
+async def test_a_failed_handshake_leaves_no_socket(flavour: Flavour) -> None:
+    """An untrusted certificate, plain HTTP where TLS is expected: ResourceWarnings fail here."""
+    with ScriptedServer(tls=True) as trusted, ScriptedServer() as plain:
+        client = one_attempt(flavour, verify=True, connect_timeout=0.3)
+        for url in (trusted.url, plain.url.replace("http:", "https:")):
+            with pytest.raises((httpx.ConnectError, httpx.ConnectTimeout)):
+                await flavour.run(client.get(url))
+        assert client.pool_stats() == NOTHING
+
+
+async def test_what_fails_below_is_httpcore_s_exception(flavour: Flavour) -> None:
+    """Reading from and writing to a stream that was closed."""
+    kind = _network.Backend if flavour.sync else _network.AsyncBackend
+    with ScriptedServer(echo) as server:
+        port = httpx.URL(server.url).port or 0
+        stream: Any = await flavour.run(kind().connect_tcp(LOOPBACK, port, timeout=1.0))
+        await flavour.run(stream.write(b""))
+        with pytest.raises(httpcore.ReadTimeout):
+            await flavour.run(stream.read(1, timeout=0.01))
+        await flavour.close(stream)
+        await flavour.close(stream)
+        with pytest.raises(httpcore.ReadError):
+            await flavour.run(stream.read(1))
+        with pytest.raises(httpcore.WriteError):
+            await flavour.run(stream.write(b"x"))
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+async def test_decrypted_bytes_are_seen(flavour: Flavour, levels: int) -> None:
+    """What TLS holds, in a tunnel through TLS too, counts as readable; select can't see it."""
+    kind = _network.Backend if flavour.sync else _network.AsyncBackend
+    context = client_context()
+    with ScriptedServer(echo, tls=True) as server, ScriptedServer(forward, tls=True) as proxy:
+        url = httpx.URL(server.url if levels == 1 else proxy.url)
+        stream: Any = await flavour.run(kind().connect_tcp(LOOPBACK, url.port or 0, timeout=5))
+        stream = await flavour.run(stream.start_tls(context, LOOPBACK, timeout=5))
+        if levels == 2:
+            target = httpx.URL(server.url).netloc
+            await flavour.run(stream.write(b"CONNECT %b HTTP/1.1\r\nHost: x\r\n\r\n" % target))
+            assert b" 200 " in await flavour.run(stream.read(4096, timeout=5))
+            stream = await flavour.run(stream.start_tls(context, LOOPBACK, timeout=5))
+        await flavour.run(stream.write(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n", timeout=5))
+        assert await flavour.run(stream.read(1, timeout=5)) == b"H"
+        assert stream.get_extra_info("is_readable")
+        assert (await flavour.run(stream.read(4096, timeout=5))).endswith(b"/x")
+        assert not stream.get_extra_info("is_readable")
+        await flavour.close(stream)
+
+
+async def test_a_port_that_does_not_exist_is_a_connect_error(flavour: Flavour) -> None:
+    """getaddrinfo would make another port of 99999, and anyio an exception group."""
+    client = flavour.client(max_attempts=1)
+    exc = await flavour.outcome(client.get, "http://127.0.0.1:99999/")
+    assert isinstance(exc, httpx.ConnectError)
+    assert "no such port: 99999" in str(exc)
+
+
+# --- proxies ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("proxy_tls", [False, True])
+@pytest.mark.parametrize("kind", ["http", "https", "http2"])
+async def test_through_a_proxy(flavour: Flavour, kind: str, proxy_tls: bool) -> None:
+    """Forwarding and tunnels, TLS within TLS: connections are used again, and cleaned up."""
+    with contextlib.ExitStack() as stack:
+        server: Any = H2Peer() if kind == "http2" else ScriptedServer(echo, tls=kind == "https")
+        stack.enter_context(server)
+        proxy = stack.enter_context(ScriptedServer(forward, tls=proxy_tls))
+        context = client_context() if proxy_tls else None
+        client = one_attempt(flavour, proxy=httpx.Proxy(proxy.url, ssl_context=context))
+        for number in range(3):
+            response = await flavour.run(client.get(f"{server.url}/{number}"))
+            assert response.text == f"/{number}"
+        assert client.pool_stats() == PoolStats(1, 1, 0, 0)
+
+
+@pytest.mark.parametrize("refusal", [answer(407), Step(then="fin"), answer(200, b"")])
+async def test_a_tunnel_that_fails_keeps_no_slot(flavour: Flavour, refusal: Step) -> None:
+    """Refused, closed, or without TLS at its end (httpcore loses that slot for ever)."""
+    with ScriptedServer(lambda _: refusal) as proxy:
+        client = one_attempt(flavour, proxy=proxy.url, max_connections=1, connect_timeout=0.2)
+        for _ in range(2):
+            with pytest.raises(httpx.TransportError) as caught:
+                await flavour.run(client.get("https://127.0.0.1:1/"))
+            assert not isinstance(caught.value, httpx.PoolTimeout)
+        assert client.pool_stats() == NOTHING
+
+
+class Socks:
+    """A SOCKS5 proxy that says these things, one for each message, and then connects or closes."""
+
+    OK = b"\x05\x00"
+    CONNECTED = b"\x05\x00\x00\x01" + bytes(6)
+
+    def __init__(self, *replies: bytes, target: str = "", stalls: bool = False) -> None:
+        self._replies, self._stalls = replies, stalls
+        self._port = httpx.URL(target).port
+
+    def __call__(self, connection: Any) -> None:
+        for reply in self._replies:
+            connection.sock.recv(4096)
+            connection.sock.sendall(reply)
+        connection.open = False
+        if self._stalls:
+            connection.hang()
+        elif self._port:
+            connection.tunnel(LOOPBACK, self._port)
+        else:
+            connection.fin()
+
+
+@contextlib.contextmanager
+def socks_proxy(*replies: bytes, **options: Any) -> Iterator[str]:
+    pytest.importorskip("socksio")
+    step = Step(read="nothing", then=Socks(*replies, **options))
+    with ScriptedServer([step] * 9) as server:
+        yield server.url.replace("http:", "socks5:")
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_through_a_socks_proxy(flavour: Flavour, tls: bool) -> None:
+    """Its connections are used again; the limit of the handshake ends with it."""
+    with (
+        ScriptedServer(lambda request: answer(200, b"late", delay=0.4), tls=tls) as server,
+        socks_proxy(Socks.OK, Socks.CONNECTED, target=server.url) as proxy,
+    ):
+        client = one_attempt(flavour, proxy=proxy, connect_timeout=0.3, read_timeout=None)
+        for _ in range(2):
+            assert (await flavour.run(client.get(server.url))).text == "late"
+        assert client.pool_stats() == PoolStats(1, 1, 0, 0)
+        assert server.connections == 1
+        with pytest.raises(httpx.ReadTimeout):  # of the request: the handshake is long over
+            await flavour.run(client.get(server.url, timeout=0.05))
+
+
+@pytest.mark.parametrize(
+    ("replies", "stalls", "error"),
+    [
+        ([], True, httpx.ConnectTimeout),  # httpcore waits for ever
+        ([Socks.OK], True, httpx.ConnectTimeout),
+        ([b"HTTP/1.1 400 Bad Request"], False, httpx.ProxyError),  # socksio's own exception
+        ([Socks.OK, b"\x05"], False, httpx.ProxyError),
+        ([b"\x05\xff"], False, httpx.ProxyError),
+        ([], False, httpx.ProxyError),
+    ],
+)
+async def test_a_socks_handshake_that_fails(
+    flavour: Flavour, replies: list[bytes], stalls: bool, error: type[Exception]
+) -> None:
+    """In time, as httpx's exception, and without a socket left over."""
+    with socks_proxy(*replies, stalls=stalls) as proxy:
+        client = one_attempt(flavour, proxy=proxy, connect_timeout=0.3, max_connections=1)
+        for _ in range(2):
+            with pytest.raises(error):
+                await flavour.run(client.get("http://127.0.0.1:1/"))
+        assert client.pool_stats() == NOTHING
+
+
+async def test_a_socks_proxy_that_is_not_there(flavour: Flavour) -> None:
+    """Nothing was made, so there is nothing to close."""
+    pytest.importorskip("socksio")
+    with refused_port() as url:
+        client = one_attempt(flavour, proxy=url.replace("http:", "socks5:"))
+        with pytest.raises(httpx.ConnectError):
+            await flavour.run(client.get("http://127.0.0.1:1/"))
+
+
+# --- what a stream tells, and when it ends ------------------------------------------------------
+
+
+async def connected(flavour: Flavour, url: str, tls: bool = False) -> Any:
+    """A network stream, as httpcore's connections use it."""
+    kind = _network.Backend if flavour.sync else _network.AsyncBackend
+    port = httpx.URL(url).port or 0
+    stream: Any = await flavour.run(kind().connect_tcp(LOOPBACK, port, timeout=5))
+    if tls:
+        stream = await flavour.run(stream.start_tls(client_context(), LOOPBACK, timeout=5))
+    return stream
+
+
+async def test_a_socket_that_is_closed_is_not_waited_for(flavour: Flavour) -> None:
+    """Its descriptor's number may be somebody else's already."""
+    with ScriptedServer([Step(read="nothing", send=(), then="hang")]) as server:
+        stream = await connected(flavour, server.url)
+        stream.io.close()
+        for write in (False, True):
+            with pytest.raises(OSError, match="closed"):
+                await _runtime_result(flavour, stream.io.wait(0.5, write=write))
+
+
+async def _runtime_result(flavour: Flavour, coroutine: Any) -> Any:
+    return _runtime.run(coroutine) if flavour.sync else await coroutine
+
+
+class Renegotiating:
+    """An SSLObject that has to hear from the server before it can write (TLS 1.2)."""
+
+    def write(self, data: object) -> int:
+        raise ssl.SSLWantReadError
+
+    def pending(self) -> int:
+        return 0
+
+
+async def test_a_write_that_waits_for_the_server_is_no_busy_loop(flavour: Flavour) -> None:
+    """The socket can be written to all the while; what is waited for is something to read."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        runtime: Any = _runtime.Blocking() if flavour.sync else _runtime.EventLoop()
+        tls: Any = _sockets.TLSIO(
+            _sockets.SocketIO(ours, runtime), ssl.create_default_context(), "x"
+        )
+        tls.object = Renegotiating()
+        assert tls.send(b"data") == 0
+        assert not await _runtime_result(flavour, tls.wait(0.05, write=True))
+        assert tls.send(b"data") == 0
+        theirs.sendall(b"record")
+        assert await _runtime_result(flavour, tls.wait(5, write=True))
+        assert tls.send(b"data") == 0  # takes in the record
+        assert await _runtime_result(flavour, tls.wait(0.05, write=True))  # the socket has room
+        tls.close()
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_a_stream_tells_about_itself(flavour: Flavour, tls: bool) -> None:
+    """What httpcore's own tell; a name that nobody knows is None, a closed one is readable."""
+    with ScriptedServer(echo, tls=tls) as server:
+        stream = await connected(flavour, server.url, tls)
+        raw = stream.get_extra_info("socket")
+        assert stream.get_extra_info("client_addr") == raw.getsockname()
+        assert stream.get_extra_info("server_addr") == (LOOPBACK, server.port)
+        tls_object = stream.get_extra_info("ssl_object")
+        assert (tls_object is not None) == tls
+        assert not tls or tls_object.version() == "TLSv1.3"
+        assert stream.get_extra_info("colour") is None
+        assert tls or not stream.get_extra_info("is_readable")  # TLS sends tickets
+        await flavour.close(stream)
+        assert stream.get_extra_info("is_readable")
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("goodbye", [False, True])
+async def test_the_end_of_a_connection_is_an_empty_read(
+    flavour: Flavour, tls: bool, goodbye: bool
+) -> None:
+    """With TLS's own goodbye and without it."""
+
+    def end(connection: Any) -> None:
+        connection.open = False
+        if goodbye and tls:
+            connection.sock.unwrap()
+        connection.sock.shutdown(socket.SHUT_RDWR)
+
+    with ScriptedServer([Step(send=(b"a",), then=end)], tls=tls) as server:
+        stream = await connected(flavour, server.url, tls)
+        await flavour.run(stream.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", timeout=5))
+        assert await flavour.run(stream.read(9, timeout=5)) == b"a"
+        assert await flavour.run(stream.read(9, timeout=5)) == b""
+        await flavour.close(stream)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_closing_ends_a_read_without_a_limit(flavour: Flavour, tls: bool) -> None:
+    """At once, with an exception or as the end; the descriptor is given up when it is not used."""
+    with ScriptedServer([hang()] * 2, tls=tls) as server:
+        stream = await connected(flavour, server.url, tls)
+        async with Callers(flavour) as callers:
+            reader = callers.start(stream.read, 1, None)
+            await until(lambda: stream.io.base._reads)
+            with within(PROMPT):
+                await flavour.close(stream)
+                (outcome,) = await finished(reader)
+        assert outcome == b"" or isinstance(outcome, httpcore.ReadError)
+        assert stream.get_extra_info("socket").fileno() == -1
+        with pytest.raises(httpcore.ReadError, match=r"closed|Bad file descriptor"):
+            await flavour.run(stream.read(1, None))
+
+
+async def test_what_a_read_waits_for_has_a_limit_in_all(flavour: Flavour) -> None:
+    """Half a TLS record, and then nothing: its rest does not get the whole time again."""
+
+    def stall(connection: Any) -> None:
+        connection.open = False
+        raw = socket.socket.detach(connection.sock)
+        connection.sock = plain = socket.socket(fileno=raw)
+        for piece in (b"\x17\x03\x03", b"\x01", b"\x00"):
+            plain.sendall(piece)
+            connection.server.stopping.wait(0.2)
+        connection.hang()
+
+    with ScriptedServer([Step(then=stall)], tls=True) as server:
+        stream = await connected(flavour, server.url, tls=True)
+        await flavour.run(stream.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", timeout=5))
+        with within(0.5 + PROMPT, at_least=0.4), pytest.raises(httpcore.ReadTimeout):
+            await flavour.run(stream.read(9, timeout=0.5))
+        await flavour.close(stream)
+
+
+async def test_a_limit_that_has_passed_is_a_timeout(flavour: Flavour) -> None:
+    """Not another look at what may have arrived; an answer that is here makes a write one to read.
+
+    (httpcore takes a WriteError, and only that, as "look for the answer".)
+    """
+    with ScriptedServer([Step(read="nothing", send=(b"1",), then="hang")]) as server:
+        stream = await connected(flavour, server.url)
+        for timeout in (0.0, -1.0):
+            with pytest.raises(httpcore.ReadTimeout):
+                await flavour.run(stream.read(1, timeout=timeout))
+            with pytest.raises((httpcore.WriteTimeout, httpcore.WriteError)):
+                await flavour.run(stream.write(b"x", timeout=timeout))
+        await flavour.close(stream)
+
+
+# --- TLS ----------------------------------------------------------------------------------------
+
+
+async def client_hello(flavour: Flavour, **options: Any) -> bytes:
+    """The first bytes that a client sends to an https server."""
+    hello: list[bytes] = []
+
+    def listen(connection: Any) -> None:
+        hello.append(connection.sock.recv(65536))
+        connection.open = False
+        connection.fin()
+
+    with ScriptedServer([Step(read="nothing", then=listen)]) as server:
+        client = one_attempt(flavour, **options)
+        with pytest.raises((httpx.ConnectError, httpx.ReadError)):
+            await flavour.run(client.get(server.url.replace("http:", "https:")))
+        await flavour.close(client)
+    return hello[0]
+
+
+async def test_http2_is_offered_first(flavour: Flavour) -> None:
+    """httpcore offers it last, and some servers take the first that they know."""
+    context = client_context()
+    hello = await client_hello(flavour, verify=context)
+    assert b"\x02h2\x08http/1.1" in hello
+    hello = await client_hello(flavour, verify=context, http2=False)
+    assert b"\x08http/1.1" in hello
+    assert b"\x02h2" not in hello
+
+
+async def test_a_proxy_s_own_handshake_offers_http1_alone(flavour: Flavour) -> None:
+    """With one context for both: each connection offers its own, whoever was there before."""
+    with H2Peer() as server, ScriptedServer(forward, tls=True) as proxy:
+        context = client_context()
+        given = httpx.Proxy(proxy.url, ssl_context=context)
+        client = one_attempt(flavour, proxy=given, verify=context)
+        response = await flavour.run(client.get(f"{server.url}/x"))
+        assert (response.http_version, response.text) == ("HTTP/2", "/x")
+
+
+def test_a_context_that_is_wrapped_answers_as_itself() -> None:
+    """For whoever looks at it on a connection of httpcore's."""
+    context = client_context()
+    wrapped = _sockets.ALPNContext(context)
+    assert wrapped.verify_mode is context.verify_mode
+    assert wrapped.check_hostname is context.check_hostname
+
+
+async def test_the_server_is_told_why_its_certificate_is_refused(flavour: Flavour) -> None:
+    """By an alert, so that its log says more than "connection reset"."""
+    reasons: list[str] = []
+
+    def serve(connection: Any) -> None:
+        connection.open = False
+        try:
+            server_context().wrap_socket(connection.sock, server_side=True)
+        except ssl.SSLError as exc:
+            reasons.append(exc.reason or "")
+
+    with ScriptedServer([Step(read="nothing", then=serve)]) as server:
+        client = one_attempt(flavour, verify=True)
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            await flavour.run(client.get(server.url.replace("http:", "https:")))
+        await until(lambda: reasons)
+    assert "UNKNOWN_CA" in reasons[0]
+
+
+# --- connecting, in odd places ------------------------------------------------------------------
+
+
+async def test_a_local_address_that_is_not_ours_is_a_connect_error(flavour: Flavour) -> None:
+    """And its socket is closed."""
+    kind = PooledTransport if flavour.sync else AsyncPooledTransport
+    transport: Any = kind(local_address="192.0.2.1", trust_env=False)
+    client = flavour.plain(transport=transport)
+    with refused_port() as url, pytest.raises(httpx.ConnectError):
+        await flavour.run(client.get(url))
+    assert transport.pool_stats() == NOTHING
+
+
+async def test_a_name_that_does_not_exist_is_a_connect_error(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the words of the resolver."""
+
+    def getaddrinfo(*args: Any, **kwargs: Any) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    outcome = await flavour.outcome(one_attempt(flavour).get, "http://nowhere.test")
+    monkeypatch.undo()
+    assert isinstance(outcome, httpx.ConnectError)
+    assert "Name or service not known" in str(outcome)
+
+
+async def test_a_unix_socket_whose_backlog_is_full(flavour: Flavour, tmp_path: Path) -> None:
+    """Nothing is under way then that could be waited for: a ConnectError, at once."""
+    path = str(tmp_path / "socket")
+    kind = PooledTransport if flavour.sync else AsyncPooledTransport
+    client = flavour.plain(transport=kind(uds=path, trust_env=False))
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(path)
+        listener.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                filler = stack.enter_context(socket.socket(socket.AF_UNIX))
+                filler.setblocking(False)
+                filler.connect(path)
+        with within(PROMPT), pytest.raises(httpx.ConnectError):
+            await flavour.run(client.get("http://host/"))
+
+
+async def test_a_unix_socket_that_is_not_there(flavour: Flavour, tmp_path: Path) -> None:
+    """A ConnectError too."""
+    kind = PooledTransport if flavour.sync else AsyncPooledTransport
+    client = flavour.plain(transport=kind(uds=str(tmp_path / "socket"), trust_env=False))
+    with pytest.raises(httpx.ConnectError):
+        await flavour.run(client.get("http://host/"))
+
+
+def test_families_take_turns() -> None:
+    """The preferred one first (RFC 8305 section 4)."""
+    found = [(family, number) for family in (6, 4) for number in range(3)][:5]
+    assert _network._interleaved(found) == [(6, 0), (4, 0), (6, 1), (4, 1), (6, 2)]
+
+
+def test_what_has_no_text_is_told_by_its_type() -> None:
+    """`str(ConnectionResetError())` is empty, and would say nothing."""
+    assert _network.reason(ConnectionResetError()) == "ConnectionResetError"
+    assert _network.reason(OSError(32, "Broken pipe")) == "[Errno 32] Broken pipe"
+
+
+# --- waiting ------------------------------------------------------------------------------------
+
+
+@pytest.mark.flavours("sync")
+async def test_without_poll_select_does(flavour: Flavour, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows and under eventlet: requests, uploads and timeouts work there too."""
+    monkeypatch.setattr(_runtime, "select", SimpleNamespace(select=select.select))
+    with ScriptedServer([answer(200, b"a"), answer(200, b"b"), hang()]) as server:
+        client = one_attempt(flavour)
+        assert client.get(server.url).text == "a"
+        assert client.post(server.url, content=bytes(3_000_000)).text == "b"
+        with within(0.2 + PROMPT, at_least=0.15), pytest.raises(httpx.ReadTimeout):
+            client.get(server.url, timeout=0.2)
+
+
+@pytest.mark.parametrize("seconds", [1e10, float("inf")])
+async def test_a_very_long_timeout_is_no_timeout(flavour: Flavour, seconds: float) -> None:
+    """What the system can't count that far is not taken for a short one."""
+    with ScriptedServer(lambda _: answer(delay=0.1), tls=True) as server:
+        client = flavour.client(verify=client_context(), timeout=seconds, max_connections=1)
+        answers = await flavour.gather(lambda: client.get(server.url) for _ in range(2))
+        assert [getattr(one, "text", one) for one in answers] == ["ok", "ok"]
+
+
+def test_a_coroutine_of_the_sync_transport_never_suspends() -> None:
+    """One that did would never go on, so it is an error of ours, told at once."""
+
+    async def suspends() -> None:
+        await asyncio.sleep(0)
+
+    with pytest.raises(RuntimeError, match="was suspended"):
+        _runtime.run(suspends())
+
+
+@ASYNC
+async def test_a_client_in_two_loops_at_once_keeps_the_connections_of_both(
+    flavour: Flavour,
+) -> None:
+    """A loop that goes on elsewhere is not over: neither uses, nor closes, the other's."""
+    with ScriptedServer(echo) as server:
+        transport: Any = AsyncPooledTransport(trust_env=False)
+        client = flavour.plain(transport=transport)
+
+        async def get(path: str) -> str:
+            return (await client.get(server.url + path)).text
+
+        assert await get("/1") == "/1"
+        backend = "trio" if flavour.name == "asyncio" else "asyncio"
+        for path in ("/2", "/3"):
+            run = partial(anyio.run, get, path, backend=backend)
+            assert await anyio.to_thread.run_sync(run) == path
+        assert await get("/4") == "/4"
+        assert [request.connection for request in server.requests] == [0, 1, 2, 0]
+        assert transport.pool_stats().in_use == 0
+
+
+@pytest.mark.flavours("asyncio")
+async def test_asyncio_is_enough(flavour: Flavour, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody has imported trio, nobody is asked whether it runs."""
+    monkeypatch.delitem(sys.modules, "trio", raising=False)
+    with ScriptedServer(echo) as server:
+        assert (await one_attempt(flavour).get(f"{server.url}/x")).text == "/x"
+    monkeypatch.undo()
+
+
+async def test_garbage_under_tls_is_no_early_answer(flavour: Flavour) -> None:
+    """The server stops reading an upload, and says something that is no TLS: a WriteTimeout."""
+
+    def babble(connection: Any) -> None:
+        connection.open = False
+        raw = socket.socket.detach(connection.sock)
+        connection.sock = socket.socket(fileno=raw)
+        connection.sock.sendall(b"no TLS at all")
+        connection.hang()
+
+    with ScriptedServer([Step(read="head", then=babble)], tls=True) as server:
+        client = one_attempt(flavour, write_timeout=0.3)
+        with pytest.raises(httpx.WriteTimeout):
+            await flavour.run(client.post(server.url, content=bytes(9_000_000)))
+
+
+async def test_the_last_attempts_are_waited_for_together(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One hangs for ever; the other one, the last in the list, comes about after a while."""
+    with contextlib.ExitStack() as stack:
+        slow = fill_backlog(stack, LOOPBACK, 0)
+        deaf = stack.enter_context(full_backlog())
+        url = f"http://{LOOPBACK}:{slow.getsockname()[1]}"
+        client = one_attempt(flavour, connect_timeout=5.0)
+        with resolving_to(monkeypatch, deaf, url) as name:
+            async with Callers(flavour) as callers:
+                caller = callers.start(client.get, name)
+                await anyio.sleep(0.6)  # both attempts are under way
+                answering = stack.enter_context(accepting(slow))
+                (outcome,) = await finished(caller)
+        assert isinstance(outcome, httpx.Response), repr(outcome)
+        answering.set()
+
+
+@contextlib.contextmanager
+def accepting(listener: socket.socket) -> Iterator[threading.Event]:
+    """A server at last: each connection is answered, until the event is set."""
+    stopping = threading.Event()
+    listener.settimeout(0.05)
+
+    def serve() -> None:
+        with contextlib.ExitStack() as stack:
+            while not stopping.is_set():
+                with contextlib.suppress(OSError):
+                    sock = stack.enter_context(listener.accept()[0])
+                    sock.settimeout(0.05)
+                    if sock.recv(4096):
+                        sock.sendall(message(200, b"late"))
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield stopping
+    finally:
+        stopping.set()
+        thread.join(5)
+
+
+async def test_closing_during_a_look_up_connects_to_nobody(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look-up can't be interrupted; when it is done, no connection is begun."""
+    with (
+        ScriptedServer(echo) as server,
+        resolving(monkeypatch, "slow.test", [LOOPBACK], delay=0.4) as asked,
+    ):
+        client = one_attempt(flavour)
+        async with Callers(flavour) as callers:
+            caller = callers.start(client.get, f"http://slow.test:{server.port}/")
+            await until(lambda: asked)
+            await flavour.close(client)
+            (outcome,) = await finished(caller)
+        assert isinstance(outcome, httpx.ConnectError)
+        assert "closed" in str(outcome)
+        assert server.connections == 0
+        assert client.pool_stats() == NOTHING
+
+
+# --- after a fork -------------------------------------------------------------------------------
+
+
+def test_a_copy_of_a_socket_is_given_up_without_a_word() -> None:
+    """A child process can neither read nor write on it any more; the parent and the server can."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, contextlib.closing(socket.socket(fileno=os.dup(ours.fileno()))) as copy:
+        io = _sockets.SocketIO(copy, _runtime.Blocking())
+        io.leave_to_parent()
+        with pytest.raises(OSError, match="non-socket"):
+            io.receive(1)
+        with pytest.raises(OSError, match="non-socket"):
+            io.send(b"x")
+        io.close()
+        io.leave_to_parent()  # there is nothing to give up now
+        ours.sendall(b"ping")
+        theirs.sendall(b"pong")
+        assert (theirs.recv(9), ours.recv(9)) == (b"ping", b"pong")
+        theirs.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            theirs.recv(9)

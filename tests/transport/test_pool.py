@@ -1,0 +1,475 @@
+"""The pool over sockets: what is kept, what it says of itself, and what it must not touch."""
+
+import contextlib
+import inspect
+import re
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import h2.connection
+import httpcore
+import httpx
+import pytest
+from conftest import Flavour, _outcome
+from h2_peer import H2Peer
+from helpers import SYNC, one_attempt
+from httpcore._sync.http_proxy import TunnelHTTPConnection
+from httpcore._trace import Trace
+from servers import (
+    Received,
+    ScriptedServer,
+    Step,
+    answer,
+    client_context,
+    hang,
+    message,
+)
+
+from httpx_production.transport import (
+    AsyncPooledTransport,
+    PooledTransport,
+    PoolStats,
+    _pool,
+    _pooled,
+    _pools,
+)
+from httpx_production.transport._assignment import PoolRequest
+
+pytestmark = pytest.mark.anyio
+
+NOTHING = PoolStats(0, 0, 0, 0)
+
+
+def _stats(client: Any) -> PoolStats:
+    return _pooled._stats(client._transport._pool)
+
+
+# --- connections opened, over sockets ---------------------------------------------------------
+
+
+@pytest.fixture(params=["ours", "httpcore's"])
+def any_pool(request: pytest.FixtureRequest, flavour: Flavour) -> Any:
+    """httpx's own client, on httpcore's pool and on ours: what must be the same on both."""
+
+    def client(**options: Any) -> Any:
+        if request.param == "httpcore's":
+            return flavour.plain(**options)
+        kind = PooledTransport if flavour.sync else AsyncPooledTransport
+        return flavour.plain(transport=kind(trust_env=False, **options))
+
+    return client
+
+
+def echo(request: Received) -> Step:
+    return answer(200, request.path.encode())
+
+
+async def in_flight(flavour: Flavour, client: Any, url: str, callers: int, each: int) -> None:
+    async def loop() -> None:
+        for _ in range(each):
+            assert (await flavour.run(client.get(url))).status_code == 200
+
+    def sync_loop() -> None:
+        for _ in range(each):
+            assert client.get(url).status_code == 200
+
+    outcomes = await flavour.gather([sync_loop if flavour.sync else loop] * callers)
+    assert outcomes == [None] * callers
+
+
+async def test_fifty_callers_open_few_new_connections(flavour: Flavour) -> None:
+    """1000 requests at 50 callers on the default limits: httpcore opens more than 900.
+
+    A busy machine lets more than twenty be idle for a moment, and closes what is too many.
+    """
+    with ScriptedServer(lambda _: answer(delay=0.002)) as server:
+        client = flavour.client()
+        await in_flight(flavour, client, server.url, 50, 20)
+        assert server.connections <= 150
+
+
+async def test_fifty_connections_kept_are_enough(flavour: Flavour) -> None:
+    """With as many idle ones as there may be, not one beyond the first fifty."""
+    with ScriptedServer(lambda _: answer(delay=0.002)) as server:
+        client = flavour.client(max_keepalive_connections=50)
+        await in_flight(flavour, client, server.url, 50, 2)
+        first = server.connections
+        await in_flight(flavour, client, server.url, 50, 20)
+        assert first <= 50
+        assert server.connections <= 50
+
+
+async def test_more_callers_than_connections(flavour: Flavour) -> None:
+    """They take turns; the pool never grows beyond its limit."""
+    with ScriptedServer(echo) as server:
+        client = flavour.client(max_connections=5, pool_timeout=10.0)
+        await in_flight(flavour, client, server.url, 40, 5)
+        assert server.connections == 5
+        assert client.pool_stats() == PoolStats(5, 5, 0, 0)
+
+
+async def test_a_connection_is_used_again(flavour: Flavour, any_pool: Any) -> None:
+    """One after the other: one connection."""
+    with ScriptedServer(echo) as server:
+        client = any_pool()
+        for number in range(3):
+            assert (await flavour.run(client.get(f"{server.url}/{number}"))).text == f"/{number}"
+        assert server.connections == 1
+        assert _stats(client) == PoolStats(1, 1, 0, 0)
+        assert len(client._transport._pool.connections) == 1
+        assert "0 active, 1 idle" in repr(client._transport._pool)
+
+
+async def test_what_is_in_use_is_counted(flavour: Flavour, any_pool: Any) -> None:
+    """`stats` while a response is being read, on httpcore's pool as well."""
+    with ScriptedServer(echo) as server:
+        client = any_pool()
+        async with flavour.using(client.stream("GET", server.url)):
+            assert _stats(client) == PoolStats(1, 0, 1, 0)
+        await flavour.close(client)
+        assert _stats(client) == NOTHING
+
+
+async def test_an_old_connection_is_not_used_again(flavour: Flavour, any_pool: Any) -> None:
+    """`keepalive_expiry`, in seconds."""
+    with ScriptedServer(echo) as server:
+        client = any_pool(limits=httpx.Limits(keepalive_expiry=0.05))
+        await flavour.run(client.get(server.url))
+        await anyio.sleep(0.1)
+        await flavour.run(client.get(server.url))
+        assert server.connections == 2
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_a_connection_that_the_server_closed_is_not_used(
+    flavour: Flavour, any_pool: Any, tls: bool
+) -> None:
+    """An orderly close of an idle connection is seen before the next request."""
+    with ScriptedServer([answer(then="fin")], tls=tls) as server:
+        client = any_pool(verify=client_context())
+        await flavour.run(client.get(server.url))
+        await anyio.sleep(0.05)
+        assert (await flavour.run(client.post(server.url))).status_code == 200
+
+
+async def test_other_protocols_are_refused_in_httpcore_s_words(
+    flavour: Flavour, any_pool: Any
+) -> None:
+    """As a URL without a scheme is."""
+    client = any_pool()
+    for url, words in {"ftp://host": "unsupported protocol", "//host": "missing an 'http"}.items():
+        with pytest.raises(httpx.UnsupportedProtocol, match=words):
+            await flavour.run(client.get(url))
+
+
+# --- waiting ----------------------------------------------------------------------------------
+
+
+async def test_a_pool_timeout_tells_of_unclosed_responses(flavour: Flavour) -> None:
+    """Whoever forgets to close streamed responses reads here what it is that fills the pool."""
+    with ScriptedServer(echo) as server:
+        client = one_attempt(flavour, max_connections=1, pool_timeout=0.1)
+        async with flavour.using(client.stream("GET", server.url)):
+            with pytest.raises(httpx.PoolTimeout) as caught:
+                await flavour.run(client.get(server.url))
+        text = re.sub(r"[\d.]+ s:", "0.1 s:", str(caught.value))
+        assert text == (
+            "no free connection after 0.1 s: 1 of 1 connection in use, 1 of them by a response "
+            "that was not closed, 1 request waiting; close streamed responses, or raise "
+            "max_connections or pool_timeout"
+        )
+
+
+def test_a_second_wait_goes_on_with_the_first_one_s_time() -> None:
+    """What was waited is not waited again; no limit stays none."""
+    mine = PoolRequest()
+    for waited, left in ((0.0, 2.0), (1.5, 0.5), (3.0, 0.0)):
+        mine.waited = waited
+        assert _pool._patience(2.0, mine) == left
+        assert _pool._patience(None, mine) is None
+        assert _pool._patience(float("inf"), mine) is None
+
+
+# --- bytes after the end of a response --------------------------------------------------------
+
+FORGED = message(200, b"forged")
+
+
+@pytest.mark.parametrize(
+    ("case", "pause", "tls"),
+    [
+        ("get", 0.0, False),
+        ("get", 0.0, True),
+        ("get", 0.02, True),
+        ("head", 0.0, True),
+        ("head", 0.02, False),
+        ("204", 0.02, False),
+        ("304", 0.0, False),
+    ],
+)
+async def test_bytes_after_a_response_are_not_the_next_answer(
+    flavour: Flavour, case: str, pause: float, tls: bool
+) -> None:
+    """In the same packet or in a later one, after a body, or after what has none."""
+    head = message(200 if case in ("get", "head") else int(case))
+    first = Step(send=(head, FORGED) if pause else (head + FORGED,), pause=pause)
+    with ScriptedServer([first], tls=tls) as server:
+        client = one_attempt(flavour)
+        method = "HEAD" if case == "head" else "GET"
+        await flavour.run(client.request(method, server.url))
+        await anyio.sleep(pause * 3)
+        assert (await flavour.run(client.get(f"{server.url}/next"))).content == b"ok"
+        assert server.connections == 2
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_an_early_answer_to_an_upload_is_read(flavour: Flavour, tls: bool) -> None:
+    """413 before the body was read, and a close: the answer counts, not the broken pipe."""
+    early = answer(413, b"too large", {"Connection": "close"}, read="head", then="fin")
+    with ScriptedServer([early], tls=tls) as server:
+        client = one_attempt(flavour)
+        response = await flavour.run(client.post(server.url, content=b"x" * 3_000_000))
+        assert (response.status_code, response.content) == (413, b"too large")
+        assert client.pool_stats().connections == 0
+
+
+async def test_an_early_answer_counts_more_than_a_write_timeout(flavour: Flavour) -> None:
+    """The server answered and stopped reading, without closing."""
+    with ScriptedServer([answer(503, b"busy", read="head", then="hang")]) as server:
+        client = one_attempt(flavour, write_timeout=0.3)
+        response = await flavour.run(client.post(server.url, content=b"x" * 9_000_000))
+        assert (response.status_code, response.content) == (503, b"busy")
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_an_upload_that_is_reset_is_an_error(flavour: Flavour, tls: bool) -> None:
+    """No answer, no slot lost."""
+    with ScriptedServer([Step(read=1000, then="reset")], tls=tls) as server:
+        client = one_attempt(flavour)
+        with pytest.raises((httpx.WriteError, httpx.ReadError, httpx.RemoteProtocolError)):
+            await flavour.run(client.post(server.url, content=b"x" * 3_000_000))
+        assert client.pool_stats() == NOTHING
+
+
+async def test_an_answer_before_the_reset_is_read(flavour: Flavour) -> None:
+    """503, and a reset because the upload is unread: what came before the reset counts."""
+    with ScriptedServer([answer(503, b"busy", read="head", then="reset")]) as server:
+        client = one_attempt(flavour)
+        response = await flavour.run(client.post(server.url, content=b"x" * 3_000_000))
+        assert (response.status_code, response.content) == (503, b"busy")
+
+
+async def test_a_write_timeout_without_an_answer_is_one(flavour: Flavour) -> None:
+    """The server neither reads nor answers."""
+    with ScriptedServer([hang(read="head")]) as server:
+        client = one_attempt(flavour, write_timeout=0.2)
+        with pytest.raises(httpx.WriteTimeout):
+            await flavour.run(client.post(server.url, content=b"x" * 9_000_000))
+
+
+# --- whose transports and pools are ours ------------------------------------------------------
+
+
+def pools_of(client: Any) -> set[type]:
+    transports = [client._transport, *client._mounts.values()]
+    return {type(one._pool) for one in transports if one is not None}
+
+
+async def test_the_pool_is_httpcore_s_with_what_httpx_has_given_it(flavour: Flavour) -> None:
+    """A subclass with the same limits and context."""
+    client = flavour.client(max_connections=7, max_keepalive_connections=3, keepalive_expiry=1.5)
+    pool = client._transport._pool
+    kind = httpcore.ConnectionPool if flavour.sync else httpcore.AsyncConnectionPool
+    assert isinstance(pool, kind)
+    assert pools_of(client) == {_pools.Pool if flavour.sync else _pools.AsyncPool}
+    assert (pool._max_connections, pool._max_keepalive_connections) == (7, 3)
+    assert pool._keepalive_expiry == 1.5
+    assert isinstance(pool._ssl_context, ssl.SSLContext)
+
+
+async def test_a_given_transport_is_left_alone(flavour: Flavour) -> None:
+    """The default one, and the mounts: they belong to the user."""
+    kind = httpx.HTTPTransport if flavour.sync else httpx.AsyncHTTPTransport
+    given, mounted = kind(), kind()
+    client = flavour.client(
+        transport=given, mounts={"https://a.test": mounted, "http://b.test": None}
+    )
+    core = httpcore.ConnectionPool if flavour.sync else httpcore.AsyncConnectionPool
+    assert pools_of(client) == {core}
+    assert client.pool_stats() == NOTHING
+
+
+async def test_proxies_of_the_environment_get_our_pools(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HTTP_PROXY and ALL_PROXY make transports too, and they are ours."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("https_proxy", "socks5://127.0.0.1:1")
+    http, socks = _pools.HTTPProxyPool, _pools.SOCKSProxyPool
+    if not flavour.sync:
+        http, socks = _pools.AsyncHTTPProxyPool, _pools.AsyncSOCKSProxyPool
+    own = _pools.Pool if flavour.sync else _pools.AsyncPool
+    assert pools_of(flavour.client(trust_env=True)) == {own, http, socks}
+
+
+async def test_a_pool_of_another_kind_is_left_alone(flavour: Flavour) -> None:
+    """Somebody's subclass knows better."""
+
+    class Special(httpcore.ConnectionPool):
+        pass
+
+    pool = Special()
+    assert _pooled._pooled(pool) is pool
+
+
+@pytest.fixture
+def without_a_name(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A httpcore that has renamed something."""
+    _pooled._missing_names.cache_clear()
+    used = ("httpcore", "ConnectionPool", "close _renamed"), ("httpcore", "Gone", "close")
+    monkeypatch.setattr(_pooled, "_USED", used)
+    yield
+    _pooled._missing_names.cache_clear()
+
+
+@pytest.mark.usefixtures("without_a_name")
+async def test_without_the_names_it_needs_httpcore_s_pool_serves(flavour: Flavour) -> None:
+    """With one warning that names them; the numbers are still told.
+
+    Names are looked for; before, versions were compared.
+    """
+    kind = PooledTransport if flavour.sync else AsyncPooledTransport
+    with pytest.warns(RuntimeWarning, match=r"ConnectionPool\._renamed, Gone\.close;") as caught:
+        transport: Any = kind()
+    assert len(caught) == 1
+    core = httpcore.ConnectionPool if flavour.sync else httpcore.AsyncConnectionPool
+    assert type(transport._pool) is core
+    with ScriptedServer(echo) as server:
+        client = flavour.plain(transport=transport)
+        assert (await flavour.run(client.get(f"{server.url}/x"))).text == "/x"
+    assert transport.pool_stats() == PoolStats(1, 1, 0, 0)
+
+
+def test_the_names_that_it_looks_for_are_there() -> None:
+    """In the versions that these tests run with: else they would test httpcore's pool."""
+    assert _pooled._missing_names() == ""
+
+
+PRIVATE = {
+    httpcore.ConnectionPool: [
+        "_max_connections", "_max_keepalive_connections", "_keepalive_expiry", "_http1", "_http2",
+        "_network_backend", "_connections", "_requests", "_optional_thread_lock",
+    ],
+    httpcore.HTTPConnection: [
+        "_connection", "_origin", "_http1", "_http2", "_keepalive_expiry", "_network_backend",
+        "_ssl_context",
+    ],
+    TunnelHTTPConnection: ["_connection", "_remote_origin", "_http1", "_http2", "_ssl_context"],
+    httpcore.HTTP11Connection: ["_network_stream", "_keepalive_expiry", "_origin", "_h11_state"],
+    httpcore.HTTP2Connection: ["_network_stream", "_keepalive_expiry", "_origin"],
+    h2.connection.H2Connection: [
+        "_receive_goaway_frame", "_receive_data_frame", "_frame_dispatch_table", "_data_to_send",
+    ],
+    Trace: ["__enter__", "__aenter__", "return_value"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("owner", PRIVATE, ids=lambda owner: owner.__name__)
+def test_the_private_names_that_are_used_exist(owner: Any) -> None:
+    """Fails when an upgrade changes one of them, before anything stranger does."""
+    methods = [one for one in vars(owner).values() if inspect.isfunction(one)]
+    files = {one.__code__.co_filename for one in methods} - {"<string>"}
+    source = "".join(Path(file).read_text() for file in files)
+    missing = [name for name in PRIVATE[owner] if not re.search(rf"\b{name}\b", source)]
+    assert missing == []
+
+
+async def test_requests_that_an_auth_flow_makes_have_timeouts(flavour: Flavour) -> None:
+    """httpx gives none to a Request that it did not build: a silent token server would hang it."""
+    with ScriptedServer([hang()]) as server:
+
+        class Token(httpx.Auth):
+            def auth_flow(self, request: httpx.Request) -> Iterator[httpx.Request]:
+                yield httpx.Request("POST", server.url)
+
+        client = flavour.client(read_timeout=0.3, auth=Token())
+        exc = await flavour.outcome(client.get, server.url)
+        await flavour.close(client)
+    assert isinstance(exc, httpx.ReadTimeout)
+    assert [request.method for request in server.requests] == ["POST"]
+
+
+# --- from where it may be called ---------------------------------------------------------------
+
+
+@SYNC
+async def test_a_request_from_within_the_pool_is_refused(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a signal handler that has interrupted it: it would wait for itself, for ever."""
+    outcomes: list[Any] = []
+    with ScriptedServer(echo) as server:
+        client = one_attempt(flavour)
+        acquire = _pool.Assignment.acquire
+
+        def interrupted(*args: Any) -> None:
+            monkeypatch.undo()
+            outcomes.append(_outcome(lambda: client.get(f"{server.url}/handler")))
+            acquire(*args)
+
+        monkeypatch.setattr(_pool.Assignment, "acquire", interrupted)
+        assert client.get(f"{server.url}/x").text == "/x"
+        assert isinstance(outcomes[0], RuntimeError)
+        assert "signal handler" in str(outcomes[0])
+        assert client.pool_stats() == PoolStats(1, 1, 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["http", "https", "http2"])
+async def test_a_body_may_be_closed_twice(flavour: Flavour, kind: str) -> None:
+    """By whoever uses the transport without httpx's Response around it."""
+    with contextlib.ExitStack() as stack:
+        server: Any = H2Peer() if kind == "http2" else ScriptedServer(echo, tls=kind == "https")
+        stack.enter_context(server)
+        pooled = PooledTransport if flavour.sync else AsyncPooledTransport
+        transport: Any = pooled(client_context(), http2=True)
+        send = transport.handle_request if flavour.sync else transport.handle_async_request
+        for _ in range(2):
+            request = httpx.Request("GET", f"{server.url}/x")
+            response = await flavour.run(send(request))
+            for _ in range(2):
+                await flavour.close(response.stream)
+            assert transport.pool_stats().in_use == 0
+        await flavour.close(transport)
+
+
+@pytest.mark.parametrize("kind", ["http", "https", "http2"])
+async def test_a_connection_may_be_closed_by_its_own_name(flavour: Flavour, kind: str) -> None:
+    """`pool.connections` is httpcore's API: the next request finds out, and makes another one."""
+    with contextlib.ExitStack() as stack:
+        server: Any = H2Peer() if kind == "http2" else ScriptedServer(echo, tls=kind == "https")
+        stack.enter_context(server)
+        client = one_attempt(flavour)
+        for number in range(2):
+            assert (await flavour.run(client.get(f"{server.url}/{number}"))).text == f"/{number}"
+            (connection,) = client._transport._pool.connections
+            await flavour.close(connection)
+            assert connection.is_closed()
+        assert client.pool_stats().in_use == 0
+
+
+async def test_a_forgotten_pool_begins_anew(flavour: Flavour) -> None:
+    """What a child process does after a fork: no connections, no locks of the parent's."""
+    with ScriptedServer(echo) as server:
+        client = one_attempt(flavour)
+        await flavour.run(client.get(server.url))
+        with client._transport._pool.core._locked()._lock:
+            _pool._after_fork()
+        assert client.pool_stats() == NOTHING
+        assert (await flavour.run(client.get(f"{server.url}/x"))).text == "/x"
+        assert client.pool_stats() == PoolStats(1, 1, 0, 0)
