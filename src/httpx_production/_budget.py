@@ -4,22 +4,42 @@ in `retry.py`.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import deque
 from collections.abc import Callable
-from threading import Lock
+from functools import partial
+from threading import RLock
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, Self
 
-SLOTS: Final = 10  # the window moves in tenths: cheap to count, exact enough
+PERIODS: Final = 10  # the window moves in tenths: cheap to count, exact enough
 
 Origin = tuple[str, bytes]  # scheme, host:port
 
+# One for all budgets, held for microseconds. Its own thread may come in again, from a signal
+# handler or from a finalizer that the garbage collector runs anywhere: so what can be seen from
+# there is always whole, and nothing is iterated over that it could change.
+_lock = RLock()
 
-class Slot:
+
+def _renew_lock() -> None:
+    """Make a child of fork() independent of a thread that held the lock and isn't there."""
+    global _lock
+    _lock = RLock()
+
+
+if sys.platform != "win32":  # pragma: no branch
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+class Period:
     """What was counted since `start`, for a tenth of the window."""
 
     def __init__(self, start: float) -> None:
-        self.start, self.successes, self.retries = start, 0, 0
+        self.start: float = start
+        self.successes: int = 0
+        self.retries: int = 0
 
 
 class RetryBudget:
@@ -27,7 +47,8 @@ class RetryBudget:
 
     Five attempts multiply the load on a failing service by 4.6, and an overloaded one never
     recovers; with a budget it does (Google SRE book, "Handling Overload"; Finagle's RetryBudget).
-    Shared where the same object is given to several clients; thread-safe.
+    Shared where the same object is given to several clients, and by copies of a policy; pickled, it
+    travels as its settings. Thread-safe; usable in signal handlers and after fork().
 
     Args:
         burst: retries allowed within a window whatever the traffic, at least 0.
@@ -53,46 +74,63 @@ class RetryBudget:
         self.burst: int = burst
         self.ratio: float = ratio
         self.window: float = window
-        self._clock, self._lock = clock, Lock()
-        self._origins: dict[Origin, deque[Slot]] = {}
+        self._clock = clock
+        self._origins: dict[Origin, deque[Period]] = {}
 
     def __repr__(self) -> str:
         return f"RetryBudget(burst={self.burst}, ratio={self.ratio}, window={self.window})"
 
-    def deposit(self, origin: Origin, *, refund: bool) -> None:
-        """Count a success; `refund` gives the token of the retry that brought it back."""
-        with self._lock:
-            slot = self._slot(origin)
-            slot.successes += 1
-            slot.retries -= refund
+    def __copy__(self) -> Self:
+        return self  # two would allow twice as many retries
 
-    def withdraw(self, origin: Origin) -> bool:
-        """Take a token for a retry; False when the budget is empty."""
-        with self._lock:
-            slot, slots = self._slot(origin), self._origins[origin]
-            earned = self.ratio * sum(one.successes for one in slots)
-            left = self.burst + earned - sum(one.retries for one in slots)
-            allowed = left > 1 - 1e-9  # ten times 0.1 are one
-            slot.retries += allowed
-            return allowed
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
 
-    def _slot(self, origin: Origin) -> Slot:
-        """Return the origin's current slot, having dropped what the window left behind."""
+    def __reduce__(self) -> tuple[Any, ...]:
+        numbers: Any = {"burst": self.burst, "ratio": self.ratio, "window": self.window}
+        return partial(type(self), **numbers, clock=self._clock), ()
+
+    def deposit(self, origin: Origin, *, refund: Period | None) -> None:
+        """Count a success; `refund` is the token of the retry that brought it, or None.
+
+        The token goes back to where it was taken. When the window has moved on since, it was
+        forgotten there already, and the budget gains nothing.
+        """
         now = self._clock()
-        slots = self._origins.get(origin)
-        if slots is None:
+        with _lock:
+            self._periods(origin, now)[-1].successes += 1
+            if refund is not None:
+                refund.retries -= 1
+
+    def withdraw(self, origin: Origin) -> Period | None:
+        """Take a token for a retry, to be given back if it succeeds; None: the budget is empty."""
+        now = self._clock()
+        with _lock:
+            periods = tuple(self._periods(origin, now))
+            earned = self.ratio * sum(one.successes for one in periods)
+            left = self.burst + earned - sum(one.retries for one in periods)
+            if left <= 1 - 1e-9:  # ten times 0.1 are one
+                return None
+            periods[-1].retries += 1
+            return periods[-1]
+
+    def _periods(self, origin: Origin, now: float) -> deque[Period]:
+        """Return the origin's window, the current period last; what it left behind is dropped."""
+        periods = self._origins.get(origin)
+        if periods is None:
             self._forget_quiet_origins(now)
-            slots = self._origins[origin] = deque()
-        if not slots or now - slots[-1].start >= self.window / SLOTS:
-            slots.append(Slot(now))
-            while now - slots[0].start >= self.window:
-                slots.popleft()
-        return slots[-1]
+            periods = self._origins.setdefault(origin, deque([Period(now)]))
+        if now - periods[-1].start >= self.window / PERIODS:
+            periods.append(Period(now))
+            while now - periods[0].start >= self.window:
+                periods.popleft()
+        return periods
 
     def _forget_quiet_origins(self, now: float) -> None:
         edge = now - self.window
-        for origin in [one for one, slots in self._origins.items() if slots[-1].start <= edge]:
-            del self._origins[origin]
+        for origin, periods in tuple(self._origins.items()):
+            if periods[-1].start <= edge:
+                self._origins.pop(origin, None)
 
 
 def _validate(name: str, value: Any, *, zero: bool) -> None:

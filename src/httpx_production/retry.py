@@ -6,26 +6,36 @@ seconds.
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 import sys
+from calendar import timegm
 from collections.abc import Callable, Collection, Container, Iterable
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
+from functools import cached_property, partial
 from inspect import ismethod
+from itertools import pairwise
 from random import uniform
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
-if TYPE_CHECKING:
-    import pendulum
+from ._checks import (
+    check_attempts,
+    check_function,
+    check_methods,
+    check_returned,
+    check_seconds,
+    check_statuses,
+    exception_types,
+)
 
+if TYPE_CHECKING:
     from ._budget import RetryBudget
 
-logger: logging.Logger = logging.getLogger("httpx_production")
-
+#: What an attempt came to: the response, or the exception that was raised.
 Outcome = httpx.Response | Exception
 
 #: Statuses that are retried. Live: a key added or removed changes every client that uses the
@@ -41,7 +51,9 @@ RETRIABLE_STATUS_CODES: Final[dict[int, str]] = {
     504: "Gateway Timeout",
 }
 
-#: Exceptions that are retried, subclasses included. Live, as above.
+#: Exceptions that are retried, subclasses included, but for those that no repetition mends (see
+#: RetryPolicy). Live, as above. Base classes are listed too: to take ReadTimeout out changes
+#: nothing while TimeoutException stays.
 HTTPX_EXCEPTIONS: Final[dict[type[Exception], str]] = {
     httpx.TimeoutException: "a phase took longer than its timeout",
     httpx.NetworkError: "the network failed while connecting, reading or writing",
@@ -54,10 +66,12 @@ HTTPX_EXCEPTIONS: Final[dict[type[Exception], str]] = {
     httpx.ProxyError: "the proxy could not make the connection",
 }
 
-IDEMPOTENT_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+#: Methods that may be repeated: RFC 9110, section 9.2.2, and QUERY (RFC 10008) where httpx has it.
+IDEMPOTENT_METHODS: Final = frozenset(
+    ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"] + ["QUERY"] * hasattr(httpx, "query")
+)
 ALL_STATUS_CODES: Final = range(1000)
 LONGEST_BACKOFF: Final = 60.0
-LONGEST_TIMEOUT: Final = 2_147_483  # poll() takes milliseconds as an int: more would wrap around
 LONGEST_DELAY: Final = 86_400.0  # what an infinite backoff means: sleep() refuses more than years
 
 
@@ -86,104 +100,107 @@ _DATES: Final = (
 def parse_retry_after(value: str, *, now: datetime | None = None) -> float | None:
     """Read a Retry-After value: delay-seconds or an HTTP-date in any of its three forms.
 
-    Returns finite seconds >= 0 (a date in the past is 0), or None for whatever is neither; never
+    A decimal fraction of a second counts too, and of several values, as httpx joins a repeated
+    header's by commas, the one that is furthest off: better late than earlier than asked.
+
+    Returns finite seconds >= 0 (a date in the past is 0), or None where there is neither; never
     raises. `now` is what a date counts from (the response's Date; a naive one is UTC), by default
-    the current time.
+    the current time. RFC 9110, section 10.2.3.
     """
     if not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         return None
-    value = value.strip(" \t")
-    if value.isascii() and value.isdigit():
-        return min(float(value), sys.float_info.max)
-    now = now or datetime.now(UTC)
-    now = now if now.tzinfo else now.replace(tzinfo=UTC)
-    date = _http_date(value, now)
-    return None if date is None else max(0.0, date.timestamp() - now.timestamp())
+    return _longest_delay(value, lambda: now or datetime.now(UTC))
+
+
+def read_retry_after(response: httpx.Response) -> float | None:
+    """Return the seconds that a response asks for: a policy's `retry_after` unless it has its own.
+
+    retry-after-ms is read first, then Retry-After, where a date counts from the response's own
+    Date: a wrong clock does no harm. None and 0 ask for nothing.
+    """
+    milliseconds = map(_number, response.headers.get("retry-after-ms", "").split(","))
+    if longest := max(filter(None, milliseconds), default=None):
+        return longest / 1000
+    value = response.headers.get("retry-after", "")
+    return _longest_delay(value, lambda: _date_of(response) or datetime.now(UTC))
+
+
+def _longest_delay(value: str, now: Callable[[], datetime]) -> float | None:
+    pieces = value.split(",")
+    pairs = map(",".join, pairwise(pieces))  # a date has a comma of its own, asctime's has none
+    dates = (_seconds_until(one.strip(" \t"), now) for one in [*pieces, *pairs])
+    return max((d for d in [*map(_number, pieces), *dates] if d is not None), default=None)
+
+
+def _number(text: str) -> float | None:
+    """Read a plain decimal number; too large for a float is the largest finite one."""
+    if re.fullmatch(r"[ \t]*\d+(\.\d+)?[ \t]*", text, re.ASCII) is None:
+        return None
+    return min(float(text), sys.float_info.max)
+
+
+def _seconds_until(value: str, now: Callable[[], datetime]) -> float | None:
+    if (match := _match_date(value)) is None:
+        return None
+    try:
+        moment = now()
+        return max(0.0, _timestamp(_read_date(match, moment)) - _timestamp(moment))
+    except (ValueError, OverflowError):  # February 30, 25 o'clock; a clock at the end of time
+        return None
+
+
+def _date_of(response: httpx.Response) -> datetime | None:
+    match = _match_date(response.headers.get("date", ""))
+    try:
+        return match and _read_date(match, datetime.now(UTC))
+    except ValueError:
+        return None
 
 
 def _match_date(value: str) -> re.Match[str] | None:
     return next(filter(None, (re.fullmatch(form, value, re.ASCII) for form in _DATES)), None)
 
 
-def _http_date(value: str, now: datetime) -> pendulum.DateTime | None:
-    if (match := _match_date(value)) is None:
-        return None
-    import pendulum  # costs half as much as httpx itself: imported when the first date arrives
-
+def _read_date(match: re.Match[str], now: datetime) -> datetime:
     year, month = int(match["year"]), _MONTHS.index(match["month"]) // 3 + 1
     day, hour, minute, second = map(int, match.group("day", "hour", "minute", "second"))
-    try:
-        if len(match["year"]) == 2:
-            # RFC 9110 section 5.6.7: what seems more than 50 years ahead lies in the past.
-            today = now.astimezone(UTC)
-            year += (today.year + 50) // 100 * 100
-            ahead = (year - 50, month, day, hour, minute, second) > today.timetuple()[:6]
-            year -= 100 * ahead
-        return pendulum.datetime(year, month, day, hour, minute, second, tz="UTC")
-    except (ValueError, OverflowError):  # February 30, 25 o'clock; a clock at the end of time
-        return None
+    if len(match["year"]) == 2:
+        # RFC 9110 section 5.6.7: what seems more than 50 years ahead lies in the past.
+        today = now.utctimetuple()[:6]
+        year += (today[0] + 50) // 100 * 100
+        if (year - 50, month, day, hour, minute, second) > today:
+            year -= 100
+    return _utc(year, month, day, hour, minute, second)
 
 
-def _requested_delay(response: httpx.Response) -> float | None:
-    """Return the seconds that the server asks for, or None; zero and the past ask for nothing."""
-    milliseconds = response.headers.get("retry-after-ms", "")
-    if re.fullmatch(r"\d+(\.\d+)?", milliseconds, re.ASCII) and float(milliseconds):
-        return min(float(milliseconds), sys.float_info.max) / 1000
-    value = response.headers.get("retry-after", "").strip(" \t")
-    sent = None
-    if _match_date(value):  # counted from the response's own Date, a wrong clock does no harm
-        sent = _http_date(response.headers.get("date", ""), datetime.now(UTC))
-    return parse_retry_after(value, now=sent) or None
+def _utc(year: int, month: int, day: int, hour: int, minute: int, second: int) -> datetime:
+    """Make a date with pendulum, imported by the first one: it costs half as much as httpx.
+
+    But not while a test has put a class of its own in the place of `datetime.datetime`, as
+    freezegun does: pendulum's classes would inherit from it and stay broken in that process.
+    """
+    if "pendulum" not in sys.modules and _datetime_is_replaced():
+        return datetime(year, month, day, hour, minute, second, tzinfo=UTC)
+    import pendulum
+
+    return pendulum.datetime(year, month, day, hour, minute, second, tz="UTC")
+
+
+def _datetime_is_replaced() -> bool:
+    from datetime import datetime as current
+
+    return len(getattr(current, "__mro__", ())) != 3  # Python's own is a date, and an object
+
+
+def _timestamp(moment: datetime) -> float:
+    """Return seconds since 1970, a naive moment being UTC, by no method that a stand-in replaces.
+
+    `timestamp()` fails where pendulum was imported under freezegun by somebody else.
+    """
+    return timegm(moment.utctimetuple()) + moment.microsecond / 1_000_000
 
 
 # --- the policy -----------------------------------------------------------------------------------
-
-
-def seconds(name: str, value: Any, *, optional: bool = True, zero: bool = True) -> None:
-    """Raise unless `value` is a finite number of seconds, or None where that means "no limit"."""
-    if value is None and optional:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        hint = " or None" if optional else ""
-        raise TypeError(f"{name} must be a number of seconds{hint}, not {value!r}")
-    if not 0 <= value <= LONGEST_TIMEOUT or (value == 0 and not zero):
-        hint = "; None means: no limit" if optional else ""
-        least = f"{'at least' if zero else 'more than'} 0 and at most {LONGEST_TIMEOUT}"
-        raise ValueError(f"{name} must be {least} seconds, not {value!r}{hint}")
-
-
-def _items(name: str, value: Any, example: str) -> tuple[Any, ...]:
-    if isinstance(value, str):
-        raise TypeError(f"{name} must be a collection such as {example}, not {value!r}")
-    try:
-        return tuple(value)
-    except TypeError:
-        raise TypeError(f"{name} must be a collection such as {example}, not {value!r}") from None
-
-
-def _check_methods(methods: Any) -> frozenset[str]:
-    names = _items("methods", methods, '{"GET", "PUT"}')
-    for name in names:
-        if not isinstance(name, str):
-            raise TypeError(f"methods must hold strings, not {name!r}")
-    return frozenset(name.upper() for name in names)
-
-
-def _check_statuses(statuses: Any) -> None:
-    if not hasattr(statuses, "__contains__") or isinstance(statuses, str | bytes):
-        raise TypeError(f"status_codes must be a container such as {{429, 503}}, not {statuses!r}")
-    for status in statuses if hasattr(statuses, "__iter__") else ():
-        if isinstance(status, bool) or not isinstance(status, int):
-            raise TypeError(f"status_codes must hold whole numbers, not {status!r}")
-
-
-def _exception_types(exceptions: Any) -> tuple[type[Exception], ...]:
-    """Return the types that a table holds at this moment; it may have been changed since."""
-    types = _items("exceptions", exceptions, "[httpx.ReadTimeout]")
-    for kind in types:
-        if not (isinstance(kind, type) and issubclass(kind, Exception)):
-            raise TypeError(f"exceptions must hold exception types, not {kind!r}")
-    return types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,25 +208,38 @@ class RetryPolicy:
     """When a request is sent again. Immutable, hashable, to be shared between clients.
 
     Derive one with `dataclasses.replace(client.retry, max_attempts=2)`; use one for a single
-    request with `extensions={"retry": policy}`.
+    request with `extensions={"retry": policy}`. Copies and pickles follow the live tables too.
+
+    Never repeated, whatever the tables say: a certificate that doesn't verify, a request that is
+    itself illegal, a proxy that refuses the credentials or the tunnel (4xx but 408 and 429).
 
     Args:
         max_attempts: total attempts, the first included; at least 1, which means: never retry.
+        attempt_timeout: seconds for one attempt as a whole, more than 0: pool, connect, send,
+            redirects, auth, the body; None for no limit. What runs out may be retried.
         total_timeout: seconds for the whole call, more than 0: attempts, waits, redirects, auth,
             the body; None for no limit.
         methods: methods that may be repeated. Default: the idempotent ones of RFC 9110 section
-            9.2.2. A request with an Idempotency-Key header may be repeated with any method.
+            9.2.2. A request with an Idempotency-Key header that isn't blank may be repeated with
+            any method.
         status_codes: any container of statuses; default: RETRIABLE_STATUS_CODES, live.
         exceptions: any iterable of exception types, matched by isinstance; default:
             HTTPX_EXCEPTIONS, live.
         backoff: gives the seconds to wait after attempt n, counted from 0. NaN and negative
             results count as 0, more than a day as a day.
-        max_retry_after: seconds; a longer Retry-After is not waited for, the response is
-            returned at once.
+        retry_after: gives the seconds that a response asks to wait, instead of the backoff; None,
+            NaN and whatever isn't above 0 leave it to the backoff. Default: what its
+            retry-after-ms or Retry-After says (RFC 9110 section 10.2.3).
+        max_retry_after: seconds, at least 0; when more are asked for, the response is returned at
+            once.
+        retry_unsent: repeat with any method what provably never reached the server's application:
+            no connection was made (ConnectError, ConnectTimeout, PoolTimeout, ProxyError), or
+            HTTP/2 says so (REFUSED_STREAM, RFC 9113 section 8.7). Not after a redirect.
         should_retry: asked with the request and its response or exception: True and False decide
             instead of methods and tables, None leaves it to them. Attempts, deadline, budget and
-            a body that can't be repeated still bind. An error response's body is read before,
-            within the ordinary timeouts, for stream() too.
+            a body that can't be repeated still bind. An error response's body is read before;
+            with stream() only when it ends within 64 KiB and 0.25 s, else `.text` raises
+            httpx.ResponseNotRead.
         budget: a RetryBudget that keeps retries a small share of the traffic.
 
     Raises:
@@ -217,6 +247,7 @@ class RetryPolicy:
     """
 
     max_attempts: int = 5
+    attempt_timeout: float | None = None
     total_timeout: float | None = None
     methods: Collection[str] = IDEMPOTENT_METHODS
     status_codes: Container[int] = field(default_factory=lambda: RETRIABLE_STATUS_CODES, hash=False)
@@ -224,246 +255,168 @@ class RetryPolicy:
         default_factory=lambda: HTTPX_EXCEPTIONS, hash=False
     )
     backoff: Callable[[int], float] = jittered_backoff
+    retry_after: Callable[[httpx.Response], float | None] = read_retry_after
     max_retry_after: float = 300.0
+    retry_unsent: bool = False
     should_retry: Callable[[httpx.Request, Outcome], bool | None] | None = None
     budget: RetryBudget | None = None
-    #: Statuses whose responses are looked at: for all others `send()` has nothing to ask.
-    suspects: Container[int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.max_attempts, bool) or not isinstance(self.max_attempts, int):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"max_attempts must be a whole number, not {self.max_attempts!r}")
-        if self.max_attempts < 1:
-            raise ValueError(
-                f"max_attempts must be at least 1, not {self.max_attempts} (1 means: never retry)"
-            )
-        seconds("total_timeout", self.total_timeout, zero=False)
-        seconds("max_retry_after", self.max_retry_after, optional=False)
-        if not callable(self.backoff):
-            raise TypeError(f"backoff must be a function, not {self.backoff!r}")
-        if self.should_retry is not None and not callable(self.should_retry):
-            raise TypeError(f"should_retry must be a function, not {self.should_retry!r}")
+        check_attempts(self.max_attempts)
+        check_seconds("attempt_timeout", self.attempt_timeout, zero=False)
+        check_seconds("total_timeout", self.total_timeout, zero=False)
+        check_seconds("max_retry_after", self.max_retry_after, optional=False)
+        check_function("backoff", self.backoff)
+        check_function("retry_after", self.retry_after)
+        check_function("should_retry", self.should_retry, optional=True)
+        if not isinstance(self.retry_unsent, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"retry_unsent must be True or False, not {self.retry_unsent!r}")
         if self.budget is not None and not ismethod(getattr(self.budget, "withdraw", None)):
             raise TypeError(f"budget must be a RetryBudget, not {self.budget!r}")
-        exceptions = _exception_types(self.exceptions)
+        exceptions = exception_types(self.exceptions)
         if hasattr(self.exceptions, "__next__"):  # an iterator, used up by the look at it
             object.__setattr__(self, "exceptions", exceptions)
-        _check_statuses(self.status_codes)
-        object.__setattr__(self, "methods", _check_methods(self.methods))
-        looked_at = self.should_retry, self.budget, self.total_timeout
-        suspects = self.status_codes if looked_at == (None, None, None) else ALL_STATUS_CODES
-        object.__setattr__(self, "suspects", suspects)
+        check_statuses(self.status_codes)
+        object.__setattr__(self, "methods", check_methods(self.methods))
 
-    def allows(self, request: httpx.Request) -> bool:
-        """Tell whether the request may be repeated at all."""
-        return request.method in self.methods or "Idempotency-Key" in request.headers
+    @cached_property
+    def suspects(self) -> Container[int]:
+        """Statuses whose responses are looked at: for all others `send()` has nothing to ask."""
+        nothing_else = self.should_retry is None and self.budget is None
+        return self.status_codes if nothing_else else ALL_STATUS_CODES
 
-    def covers(self, outcome: Outcome) -> bool:
-        """Tell whether an outcome is one of those that a further attempt may mend."""
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), **self._arguments()), ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RetryPolicy:
+        """Copy the containers that are the policy's own; functions and budget are shared."""
+        arguments = self._arguments()
+        for name in arguments.keys() & {"status_codes", "exceptions"}:
+            arguments[name] = deepcopy(arguments[name], memo)
+        return type(self)(**arguments)
+
+    def _arguments(self) -> dict[str, Any]:
+        """Return what makes a policy like this one; a live table is what it has by default."""
+        given = {one.name: getattr(self, one.name) for one in fields(self)}
+        live = {id(RETRIABLE_STATUS_CODES), id(HTTPX_EXCEPTIONS)}
+        return {name: value for name, value in given.items() if id(value) not in live}
+
+    def allows(self, request: httpx.Request, outcome: Outcome | None = None) -> bool:
+        """Tell whether the request may be repeated at all, the outcome being what it is."""
+        return (
+            request.method in self.methods
+            or bool(request.headers.get("Idempotency-Key", "").strip(_BLANK))
+            or (self.retry_unsent and outcome is not None and never_sent(request, outcome))
+        )
+
+    def covers(self, outcome: Outcome, *, outer: BaseException | None = None) -> bool:
+        """Tell whether an outcome is one of those that a further attempt may mend.
+
+        `outer` is what the caller was handling before: no part of an exception's own story.
+        """
         if isinstance(outcome, httpx.Response):
             return outcome.status_code in self.status_codes
-        return isinstance(outcome, _exception_types(self.exceptions)) and not _hopeless(outcome)
+        if not isinstance(outcome, exception_types(self.exceptions)):
+            return False
+        return not is_permanent(outcome, outer)
 
     def delay(self, attempt: int, outcome: Outcome) -> float:
-        """Return the seconds to wait; infinity for a Retry-After above max_retry_after."""
-        if isinstance(outcome, httpx.Response) and (asked := _requested_delay(outcome)):
-            return asked if asked <= self.max_retry_after else math.inf
-        delay = self.backoff(attempt)
-        if isinstance(delay, bool) or not isinstance(delay, int | float):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"backoff({attempt}) must return seconds, not {delay!r}")
-        return float(min(delay, LONGEST_DELAY)) if delay > 0 else 0.0  # NaN > 0 is False
+        """Return the seconds to wait; infinity when more than max_retry_after are asked for."""
+        if isinstance(outcome, httpx.Response):
+            asked = self.retry_after(outcome)
+            asked = check_returned("retry_after(response)", asked, optional=True)
+            if asked > 0:  # NaN > 0 is False
+                return float(asked) if asked <= self.max_retry_after else math.inf
+        delay = check_returned(f"backoff({attempt})", self.backoff(attempt))
+        return float(min(delay, LONGEST_DELAY)) if delay > 0 else 0.0
 
 
-def _chain(exc: BaseException | None) -> Iterable[BaseException]:
-    """Yield an exception and what caused it, all the way down."""
-    seen: set[int] = set()
+_BLANK: Final = ' \t,"'  # what a key without content consists of: `""` is an empty one's quotes
+
+
+# --- what no repetition mends, and what was never sent --------------------------------------------
+
+
+def exception_chain(
+    exc: BaseException | None, outer: BaseException | None
+) -> Iterable[BaseException]:
+    """Yield an exception and what caused it, down to `outer`, which was there before."""
+    seen: set[int] = {id(outer)}
     while exc is not None and id(exc) not in seen:
         seen.add(id(exc))
         yield exc
-        exc = exc.__cause__ or exc.__context__
+        exc = exc.__context__ if exc.__cause__ is None else exc.__cause__
 
 
-# By name, because this file imports nothing that does I/O.
-_HOPELESS: Final = {("ssl", "SSLCertVerificationError"), ("h11", "LocalProtocolError")}
-
-
-def _hopeless(exc: Exception) -> bool:
+def is_permanent(exc: Exception, outer: BaseException | None) -> bool:
     """Tell failures that no repetition mends although their type is in the table.
 
-    A certificate that doesn't verify, a request that h11 itself refuses, a proxy's 407.
+    A certificate that doesn't verify, a request that is itself illegal, a proxy that says no.
     """
-    if isinstance(exc, httpx.ProxyError) and str(exc).startswith("407"):
+    text, links = str(exc), tuple(exception_chain(exc, outer))
+    if isinstance(exc, httpx.ProxyError) and _PROXY_REFUSES.match(text):
         return True
-    kinds = map(type, _chain(exc))
-    return any((kind.__module__.partition(".")[0], kind.__name__) in _HOPELESS for kind in kinds)
+    if isinstance(exc, httpx.LocalProtocolError) and (
+        text.startswith("illegal request") or any(map(_refuses_request, links))
+    ):
+        return True
+    return any(_kind(link) == "ssl.SSLCertVerificationError" for link in links)
 
 
-# --- one call -------------------------------------------------------------------------------------
+# A proxy's 4xx to CONNECT, 407 above all (tinyproxy says 401), but not those that may pass. In
+# SOCKS5, as httpcore words it: the credentials, the kind of authentication, the rules.
+_PROXY_REFUSES: Final = re.compile(
+    r"4(?!08|29)\d\d\b|Invalid username/password|Requested .* from proxy server, but got"
+    r"|Proxy Server could not connect: (Connection not allowed|Command not|Address type not)"
+)
+
+# "illegal request" is how our own transport begins. h11 and h2 have one class for a request that is
+# illegal and for a state of their own that is broken, which another connection mends; of h2's
+# exceptions the subclasses are all of the second kind.
+_REFUSALS: Final = {"h11.LocalProtocolError", "h2.ProtocolError"}
+_STATE_IS_BROKEN: Final = (
+    "Can't send data when our state",
+    "can't handle event",
+    "not in a reusable state",
+    "Invalid input ",
+)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FailedAttempt:
-    """An attempt that was followed by another one: the retry hook's argument, and the history.
+def _refuses_request(exc: BaseException) -> bool:
+    return _kind(exc) in _REFUSALS and not str(exc).startswith(_STATE_IS_BROKEN)
 
-    Attributes:
-        request: the caller's request; header changes made by a retry hook reach the next attempt.
-        attempt: counted from 0.
-        outcome: the response (closed) or the exception (without its traceback).
-        delay: seconds waited before the next attempt.
-        reason: a short text, "503 Service Unavailable" or "ReadTimeout".
+
+def _kind(exc: BaseException) -> str:
+    """Name a type by its package: this file imports nothing that does I/O."""
+    return f"{type(exc).__module__.partition('.')[0]}.{type(exc).__name__}"
+
+
+_UNCONNECTED: Final = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.PoolTimeout,
+    httpx.ProxyError,
+)
+_REFUSED_STREAM: Final = "the server refused the stream (REFUSED_STREAM)"
+
+
+def is_unsent(outcome: Outcome) -> bool:
+    """Tell failures of which it is certain that the server's application never saw the request."""
+    if isinstance(outcome, httpx.RemoteProtocolError):
+        return str(outcome).startswith(_REFUSED_STREAM)
+    return isinstance(outcome, _UNCONNECTED)
+
+
+def never_sent(request: httpx.Request, outcome: Outcome) -> bool:
+    """Tell whether it was this request that never got there, and not one that followed from it.
+
+    A POST whose answer was a redirect has been there. (A 307 to itself, or a 401 that an auth flow
+    answers, leads to the same method and URL again, but it says that nothing was done.)
     """
-
-    request: httpx.Request = field(repr=False)  # its URL may hold secrets
-    attempt: int
-    outcome: Outcome = field(repr=False)
-    delay: float
-    reason: str
-
-
-class Call:
-    """One `send()`: made when its first attempt fails, asked after each, ended with its story."""
-
-    def __init__(self, request: httpx.Request, policy: RetryPolicy, started: float) -> None:
-        self.request: httpx.Request = request
-        self.policy: RetryPolicy = policy
-        self.started: float = started
-        self.retries: tuple[FailedAttempt, ...] = ()
-        self._final = self._success = False
-        self._story = ""
-
-    def after(self, outcome: Outcome, now: float) -> FailedAttempt | None:
-        """Return the failed attempt to wait for before the next one, or None: this is final."""
-        if self._final:  # what the caller's own function raised, or the body of a given-up response
-            if self._story and isinstance(outcome, Exception):
-                outcome.add_note(self._story)
-            return None
-        seen = outcome.response if isinstance(outcome, httpx.HTTPStatusError) else outcome
-        elapsed = now - self.started
-        self._final = True
-        verdict = self._verdict(seen, elapsed)
-        self._final = isinstance(verdict, str) and isinstance(seen, httpx.Response)
-        if isinstance(verdict, float):
-            return self._remember(seen, verdict)
-        bearer = seen if isinstance(seen, httpx.Response) else self._sent(seen)
-        bearer.extensions["retries"] = self.retries
-        self._success = verdict is None and not self.policy.covers(seen)
-        if verdict or (verdict is not None and self.retries):
-            self._give_up(outcome, _reason(seen), str(verdict), elapsed)
-        return None
-
-    def end(self) -> tuple[FailedAttempt, ...]:
-        """Return the history, now that the body is there: only then was it a success."""
-        if self._success and self.policy.budget is not None:
-            self.policy.budget.deposit(self._origin, refund=bool(self.retries))
-        return self.retries
-
-    def _verdict(self, outcome: Outcome, elapsed: float) -> float | str | None:
-        """Return the delay, or why there is no retry ("": no more attempts), or None: no need."""
-        policy, total = self.policy, self.policy.total_timeout
-        if total is not None and elapsed > total - 0.01 and isinstance(outcome, Exception):
-            return f"total_timeout ({total:g} s) ran out"
-        decided = self._asked(outcome)
-        if decided is False or (decided is None and not policy.covers(outcome)):
-            return None if isinstance(outcome, httpx.Response) else ""
-        if len(self.retries) + 1 >= policy.max_attempts:
-            return ""
-        if not decided and (method := self._refused_method(outcome)):
-            return f"{method} {_NOT_COVERED}"
-        if not getattr(self.request.stream, "replayable", True):
-            return "the request body can't be sent again"
-        delay = policy.delay(len(self.retries), outcome)
-        if delay == math.inf:
-            return f"Retry-After is longer than max_retry_after ({policy.max_retry_after:g} s)"
-        if total is not None and delay >= total - elapsed:
-            return f"a wait of {delay:.1f} s would end after total_timeout ({total:g} s)"
-        if policy.budget is not None and not policy.budget.withdraw(self._origin):
-            return "retry budget empty"
-        return delay
-
-    def _asked(self, outcome: Outcome) -> bool | None:
-        """Ask should_retry; a coroutine, say, would be taken for yes."""
-        answer = self.policy.should_retry and self.policy.should_retry(self.request, outcome)
-        if answer is not None and not isinstance(answer, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"should_retry must return True, False or None, not {answer!r}")
-        return answer
-
-    def _refused_method(self, outcome: Outcome) -> str | None:
-        """Name the method that forbids a retry: the caller's, or that of the request that failed.
-
-        They differ where an auth flow sends a request of its own: a token's POST whose fate is
-        unknown is not repeated on behalf of a GET.
-        """
-        failed = (self.request, self._sent(outcome))
-        return next((one.method for one in failed if not self.policy.allows(one)), None)
-
-    def _sent(self, outcome: Outcome) -> httpx.Request:
-        """Return the request that an outcome belongs to, as far as it says so."""
-        try:
-            request = outcome.request  # type: ignore[union-attr]
-        except (AttributeError, RuntimeError):  # a foreign exception; httpx's without a request
-            return self.request
-        return request if isinstance(request, httpx.Request) else self.request
-
-    @property
-    def _origin(self) -> tuple[str, bytes]:
-        return self.request.url.scheme, self.request.url.netloc
-
-    def _remember(self, outcome: Outcome, delay: float) -> FailedAttempt:
-        for exc in _chain(outcome) if isinstance(outcome, Exception) else ():
-            exc.__traceback__ = None  # its frames would keep bodies and sockets alive
-        failed = FailedAttempt(
-            request=self.request,
-            attempt=len(self.retries),
-            outcome=outcome,
-            delay=delay,
-            reason=_reason(outcome),
-        )
-        self.retries += (failed,)
-        self.request.extensions.update(attempt=len(self.retries), retries=self.retries)
-        if logger.isEnabledFor(logging.INFO):
-            number = f"attempt {failed.attempt + 1} of {self.policy.max_attempts}"
-            story = f"{failed.reason} on {number} of {_where(self.request)}, "
-            self._log(logging.INFO, f"{story}retrying in {delay:.2f} s", failed.reason, delay)
-        return failed
-
-    def _give_up(self, outcome: Outcome, reason: str, why: str, elapsed: float) -> None:
-        reasons = [failed.reason for failed in self.retries] + [reason]
-        attempts = f"{len(reasons)} attempt{'s' * (len(reasons) > 1)}"
-        story = (
-            f"gave up on {_where(self.request)} after {attempts} in {elapsed:.1f} s: "
-            f"{', '.join(short.partition(' ')[0] for short in reasons)}"
-        )
-        self._story = story = story + (f"; not retried: {why}" if why else "")
-        if isinstance(outcome, Exception):
-            outcome.add_note(story)
-        everyday = not self.retries and why.endswith(_NOT_COVERED)
-        self._log(logging.INFO if everyday else logging.WARNING, story, reason)
-
-    def _log(self, level: int, text: str, reason: str, delay: float | None = None) -> None:
-        fields = {
-            "http_method": self.request.method,
-            "http_url": _url(self.request),
-            "attempt": len(self.retries),
-            "reason": reason,
-            "delay": delay,
-        }
-        logger.log(level, text, extra=fields)
-
-
-_NOT_COVERED: Final = "is not one of the policy's methods"
-
-
-def _reason(outcome: Outcome) -> str:
-    """Name an outcome in our own words: a server's reason phrase could forge a log line."""
-    if isinstance(outcome, httpx.Response):
-        return f"{outcome.status_code} {httpx.codes.get_reason_phrase(outcome.status_code)}".strip()
-    return type(outcome).__name__
-
-
-def _where(request: httpx.Request) -> str:
-    return f"{request.method} {_url(request)}"
-
-
-def _url(request: httpx.Request) -> str:
-    """Return the URL without what may be secret: userinfo, query, fragment."""
-    return str(request.url.copy_with(username=None, password=None, query=None, fragment=None))
+    if not (isinstance(outcome, httpx.RequestError) and is_unsent(outcome)):
+        return False
+    try:
+        failed = outcome.request
+    except RuntimeError:  # raised by hand, without one
+        return True
+    return (failed.method, failed.url) == (request.method, request.url)
