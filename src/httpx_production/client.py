@@ -1,27 +1,53 @@
-"""Both clients side by side: `send()` sends, asks `retry.py` whether to send again, and waits.
+"""Both clients side by side: `send()` sends, asks whether to send again, and waits.
 
 The only file that sends and sleeps. The two loops differ in `await` alone (a test compares them).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from contextlib import nullcontext
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from inspect import isawaitable
+from sys import exception
 from time import monotonic, sleep
 from typing import Any
 
 import httpx
 
-from ._bodies import ensure_complete, hurried, watch
-from ._deadline import Deadline
-from ._options import ProductionOptions
-from .retry import Call, FailedAttempt
+from ._arguments import AsyncHooks, SyncHooks
+from ._attempts import (
+    NO_TIME,
+    begin_call,
+    bounded_copy,
+    check_wait,
+    end_call,
+    explain,
+    fail_call,
+    settle,
+    start_attempt,
+)
+from ._call import Call, FailedAttempt
+from ._checks import refuse_awaitable
+from ._constructor import ProductionOptions
+from ._deadline import Deadline, TimedAuth, with_timeouts
+from ._response_body import (
+    DECODER,
+    IDENTITY,
+    adiscard,
+    atake_small,
+    bound_stream,
+    discard,
+    ensure_complete,
+    take_small,
+    unpacks_small,
+)
+from .transport import AsyncPooledTransport, PooledTransport
 
-Send = Callable[..., Coroutine[Any, Any, httpx.Response]]
+Send = Callable[..., httpx.Response]
+AsyncSend = Callable[..., Awaitable[httpx.Response]]
 
-# Body and timeouts of a request that needs no preparing: in memory, and httpx's own.
-PLAIN = (httpx.ByteStream, dict)
+DEFAULT = httpx.USE_CLIENT_DEFAULT
+IN_MEMORY = httpx.ByteStream
 
 
 async def async_sleep(seconds: float) -> None:
@@ -31,7 +57,7 @@ async def async_sleep(seconds: float) -> None:
     await anyio_sleep(seconds)
 
 
-class ProductionHTTPClient(ProductionOptions[httpx.BaseTransport], httpx.Client):
+class ProductionHTTPClient(ProductionOptions[httpx.BaseTransport, SyncHooks], httpx.Client):
     """An `httpx.Client` with timeouts, connection limits and retries set for production.
 
     ```python
@@ -40,50 +66,86 @@ class ProductionHTTPClient(ProductionOptions[httpx.BaseTransport], httpx.Client)
     ```
     """
 
+    _transport_class = PooledTransport
+    _is_async = False
+
     def send(
         self,
         request: httpx.Request,
         *,
         stream: bool = False,
-        auth: Any = httpx.USE_CLIENT_DEFAULT,
-        follow_redirects: Any = httpx.USE_CLIENT_DEFAULT,
+        auth: Any = DEFAULT,
+        follow_redirects: Any = DEFAULT,
     ) -> httpx.Response:
         """Send a request as httpx does, and again while its policy says so."""
-        policy, started, call = request.extensions.get("retry", self.retry), monotonic(), None
-        kinds = type(request.stream), type(request.extensions.get("timeout"))  # pyright: ignore
-        send = super().send
-        if kinds != PLAIN or getattr(policy, "total_timeout", policy) is not None:
-            auth, send = self._prepare(request, policy, auth, started), self._in_time(send)
-        request.extensions["attempt"], request.extensions["retries"] = 0, ()
+        given, timed, started, outer = request.extensions, self._is_timed, monotonic(), exception()
+        is_plain = "timeout" in given and len(given) == 1 and type(request.stream) is IN_MEMORY
+        if stream or not is_plain or auth is not DEFAULT or (timed and self._may_overrun()):
+            special = begin_call(self, request, given, started, outer)
+            return self._repeat(special, None, stream, auth, follow_redirects)
+        call = response = None
+        sent = bounded_copy(request, self._retry, started) if timed else request
+        request.extensions = {"timeout": given["timeout"], "attempt": 0, "retries": ()}
+        try:  # httpx's own, and all there is to it unless it fails
+            response = super().send(sent, stream=True, follow_redirects=follow_redirects)
+            if response.status_code not in self._retry.suspects:
+                response.read()
+                if type(getattr(response, DECODER, None)) is not IDENTITY:
+                    ensure_complete(response)
+                if timed:
+                    settle(response, sent, request)
+                response.extensions["retries"], request.extensions = (), given
+                return response
+            call = begin_call(self, request, given, started, outer, sent)
+            if not (failed := self._judge(call, response, stream)):
+                return self._finish(call, response, stream)
+        except BaseException as exc:
+            call = call or begin_call(self, request, given, started, outer, sent)
+            failed = self._recover(call, exc, response)
+        return self._repeat(call, failed, stream, auth, follow_redirects)
+
+    def _repeat(
+        self, call: Call, failed: FailedAttempt | None, stream: bool, auth: Any, redirects: Any
+    ) -> httpx.Response:
+        """Wait after a failed attempt, send again, and so on while the policy says so."""
         while True:
-            failed = response = None
+            if failed is not None:
+                self._pause(call, failed)
+            response = None
             try:
-                response = send(request, stream=True, auth=auth, follow_redirects=follow_redirects)
-                if stream or response.status_code in policy.suspects:
-                    call = call or Call(request, policy, started)
+                response, failed = self._attempt(call, auth, redirects), None
+                if response.status_code in call.policy.suspects:
                     failed = self._judge(call, response, stream)
                 if failed is None:
-                    if not stream:
-                        response.read()
-                        ensure_complete(response)
-                    response.extensions["retries"] = call.end() if call else ()
-                    return response
+                    return self._finish(call, response, stream)
             except BaseException as exc:
-                call = call or Call(request, policy, started)
                 failed = self._recover(call, exc, response)
-            self._pause(failed)
 
-    def _in_time[F](self, send: F) -> F:
-        """Return `send`: nobody can interrupt a blocking call but the transport itself."""
-        return send
+    def _attempt(self, call: Call, auth: Any, follow_redirects: Any) -> httpx.Response:
+        """Send the call's request once, within its deadline."""
+        deadline, auth = start_attempt(call), with_timeouts(auth)
+        send = self._in_time(super().send, deadline, auth)
+        response = send(call.request, stream=True, auth=auth, follow_redirects=follow_redirects)
+        if deadline is not None and not response.is_closed:
+            bound_stream(response, deadline, cancels=self._overruns)
+        return response
 
     def _judge(self, call: Call, response: httpx.Response, stream: bool) -> FailedAttempt | None:
         """Ask whether a response is to be retried; should_retry may want to look at its body."""
-        if stream or call.policy.total_timeout is not None:
-            watch(response)
         if call.policy.should_retry and (response.is_error or not stream):
-            response.read()
+            if stream:
+                take_small(response)
+            if not stream or unpacks_small(response):
+                response.read()
+                ensure_complete(response)
         return call.after(response, monotonic())
+
+    def _finish(self, call: Call, response: httpx.Response, stream: bool) -> httpx.Response:
+        """Read the response to be returned, unless the caller does."""
+        if not stream:
+            response.read()
+            ensure_complete(response)
+        return end_call(call, response, stream)
 
     def _recover(
         self, call: Call, exc: BaseException, response: httpx.Response | None
@@ -91,25 +153,40 @@ class ProductionHTTPClient(ProductionOptions[httpx.BaseTransport], httpx.Client)
         """Raise the exception again unless it is to be retried; cancellation never is."""
         if response is not None:
             response.close()
+        explain(call, exc)
         failed = call.after(exc, monotonic()) if isinstance(exc, Exception) else None
         if failed is None:
+            fail_call(call)
             raise exc
         return failed
 
-    def _pause(self, failed: FailedAttempt) -> None:
+    def _pause(self, call: Call, failed: FailedAttempt) -> None:
         """Give the connection back, tell the hooks, wait: nothing is held meanwhile."""
-        if isinstance(response := failed.outcome, httpx.Response):
-            try:
-                with hurried(response):
-                    response.read()
-            finally:
-                response.close()
-        for hook in self.event_hooks.get("retry", ()):
-            hook(failed)
+        if isinstance(failed.outcome, httpx.Response):
+            discard(failed.outcome)
+        with self._time_for_hooks(call):
+            for hook in self.event_hooks.get("retry", ()):
+                if isawaitable(result := hook(failed)):
+                    refuse_awaitable(hook, result)
+        check_wait(call, failed)
         sleep(failed.delay)
 
+    def _time_for_hooks(self, call: Call) -> AbstractContextManager[None]:
+        """Let hooks run: nobody can interrupt a plain function."""
+        return nullcontext()
 
-class AsyncProductionHTTPClient(ProductionOptions[httpx.AsyncBaseTransport], httpx.AsyncClient):
+    def _in_time(self, send: Send, deadline: Deadline | None, auth: Any) -> Send:
+        """Return `send`: nobody can interrupt a blocking call but the transport itself."""
+        return send
+
+    def _may_overrun(self) -> bool:
+        """Tell whether others than our transports may wait while a request is sent."""
+        return self._overruns
+
+
+class AsyncProductionHTTPClient(
+    ProductionOptions[httpx.AsyncBaseTransport, AsyncHooks], httpx.AsyncClient
+):
     """An `httpx.AsyncClient` with timeouts, connection limits and retries set for production.
 
     ```python
@@ -118,60 +195,90 @@ class AsyncProductionHTTPClient(ProductionOptions[httpx.AsyncBaseTransport], htt
     ```
     """
 
+    _transport_class = AsyncPooledTransport
+    _is_async = True
+
     async def send(
         self,
         request: httpx.Request,
         *,
         stream: bool = False,
-        auth: Any = httpx.USE_CLIENT_DEFAULT,
-        follow_redirects: Any = httpx.USE_CLIENT_DEFAULT,
+        auth: Any = DEFAULT,
+        follow_redirects: Any = DEFAULT,
     ) -> httpx.Response:
         """Send a request as httpx does, and again while its policy says so."""
-        policy, started, call = request.extensions.get("retry", self.retry), monotonic(), None
-        kinds = type(request.stream), type(request.extensions.get("timeout"))  # pyright: ignore
-        send = super().send
-        if kinds != PLAIN or getattr(policy, "total_timeout", policy) is not None:
-            auth, send = self._prepare(request, policy, auth, started), self._in_time(send)
-        request.extensions["attempt"], request.extensions["retries"] = 0, ()
+        given, timed, started, outer = request.extensions, self._is_timed, monotonic(), exception()
+        is_plain = "timeout" in given and len(given) == 1 and type(request.stream) is IN_MEMORY
+        if stream or not is_plain or auth is not DEFAULT or (timed and self._may_overrun()):
+            special = begin_call(self, request, given, started, outer)
+            return await self._repeat(special, None, stream, auth, follow_redirects)
+        call = response = None
+        sent = bounded_copy(request, self._retry, started) if timed else request
+        request.extensions = {"timeout": given["timeout"], "attempt": 0, "retries": ()}
+        try:  # httpx's own, and all there is to it unless it fails
+            response = await super().send(sent, stream=True, follow_redirects=follow_redirects)
+            if response.status_code not in self._retry.suspects:
+                await response.aread()
+                if type(getattr(response, DECODER, None)) is not IDENTITY:
+                    ensure_complete(response)
+                if timed:
+                    settle(response, sent, request)
+                response.extensions["retries"], request.extensions = (), given
+                return response
+            call = begin_call(self, request, given, started, outer, sent)
+            if not (failed := await self._judge(call, response, stream)):
+                return await self._finish(call, response, stream)
+        except BaseException as exc:
+            call = call or begin_call(self, request, given, started, outer, sent)
+            failed = await self._recover(call, exc, response)
+        return await self._repeat(call, failed, stream, auth, follow_redirects)
+
+    async def _repeat(
+        self, call: Call, failed: FailedAttempt | None, stream: bool, auth: Any, redirects: Any
+    ) -> httpx.Response:
+        """Wait after a failed attempt, send again, and so on while the policy says so."""
         while True:
-            failed = response = None
+            if failed is not None:
+                await self._pause(call, failed)
+            response = None
             try:
-                response = await send(
-                    request, stream=True, auth=auth, follow_redirects=follow_redirects
-                )
-                if stream or response.status_code in policy.suspects:
-                    call = call or Call(request, policy, started)
+                response, failed = await self._attempt(call, auth, redirects), None
+                if response.status_code in call.policy.suspects:
                     failed = await self._judge(call, response, stream)
                 if failed is None:
-                    if not stream:
-                        await response.aread()
-                        ensure_complete(response)
-                    response.extensions["retries"] = call.end() if call else ()
-                    return response
+                    return await self._finish(call, response, stream)
             except BaseException as exc:
-                call = call or Call(request, policy, started)
                 failed = await self._recover(call, exc, response)
-            await self._pause(failed)
 
-    def _in_time(self, send: Send) -> Send:
-        """Return `send` with the deadline enforced, whatever transport it goes through."""
-
-        async def in_time(request: httpx.Request, **how: Any) -> httpx.Response:
-            deadline = request.extensions["timeout"]
-            with deadline.enforced(request) if isinstance(deadline, Deadline) else nullcontext():
-                return await send(request, **how)
-
-        return in_time
+    async def _attempt(self, call: Call, auth: Any, follow_redirects: Any) -> httpx.Response:
+        """Send the call's request once, within its deadline."""
+        deadline, auth = start_attempt(call), with_timeouts(auth)
+        send = self._in_time(super().send, deadline, auth)
+        response = await send(
+            call.request, stream=True, auth=auth, follow_redirects=follow_redirects
+        )
+        if deadline is not None and not response.is_closed:
+            bound_stream(response, deadline, cancels=self._overruns)
+        return response
 
     async def _judge(
         self, call: Call, response: httpx.Response, stream: bool
     ) -> FailedAttempt | None:
         """Ask whether a response is to be retried; should_retry may want to look at its body."""
-        if stream or call.policy.total_timeout is not None:
-            watch(response)
         if call.policy.should_retry and (response.is_error or not stream):
-            await response.aread()
+            if stream:
+                await atake_small(response)
+            if not stream or unpacks_small(response):
+                await response.aread()
+                ensure_complete(response)
         return call.after(response, monotonic())
+
+    async def _finish(self, call: Call, response: httpx.Response, stream: bool) -> httpx.Response:
+        """Read the response to be returned, unless the caller does."""
+        if not stream:
+            await response.aread()
+            ensure_complete(response)
+        return end_call(call, response, stream)
 
     async def _recover(
         self, call: Call, exc: BaseException, response: httpx.Response | None
@@ -179,23 +286,44 @@ class AsyncProductionHTTPClient(ProductionOptions[httpx.AsyncBaseTransport], htt
         """Raise the exception again unless it is to be retried; cancellation never is."""
         if response is not None:
             await response.aclose()
+        explain(call, exc)
         failed = call.after(exc, monotonic()) if isinstance(exc, Exception) else None
         if failed is None:
+            fail_call(call)
             raise exc
         return failed
 
-    async def _pause(self, failed: FailedAttempt) -> None:
+    async def _pause(self, call: Call, failed: FailedAttempt) -> None:
         """Give the connection back, tell the hooks, wait: nothing is held meanwhile."""
-        if isinstance(response := failed.outcome, httpx.Response):
-            try:
-                with hurried(response):
-                    await response.aread()
-            finally:
-                await response.aclose()
-        for hook in self.event_hooks.get("retry", ()):
-            if isawaitable(result := hook(failed)):
-                await result
+        if isinstance(failed.outcome, httpx.Response):
+            await adiscard(failed.outcome)
+        with self._time_for_hooks(call):
+            for hook in self.event_hooks.get("retry", ()):
+                if isawaitable(result := hook(failed)):
+                    await result
+        check_wait(call, failed)
         await async_sleep(failed.delay)
+
+    def _time_for_hooks(self, call: Call) -> AbstractContextManager[None]:
+        """Let hooks run until the deadline."""
+        return nullcontext() if call.deadline is None else call.deadline.cancels(NO_TIME)
+
+    def _in_time(self, send: AsyncSend, deadline: Deadline | None, auth: Any) -> AsyncSend:
+        """Return `send`, cancelled at the deadline where others than our transports may wait."""
+        if deadline is None or not (self._may_overrun() or isinstance(auth, TimedAuth)):
+            return send
+
+        async def in_time(request: httpx.Request, **how: Any) -> httpx.Response:
+            with deadline.cancels("the response did not come in time"):
+                return await send(request, **how)
+            raise AssertionError("cancels() raises")  # pragma: no cover
+
+        return in_time
+
+    def _may_overrun(self) -> bool:
+        """Tell whether others than our transports may wait while a request is sent."""
+        hooks = super().event_hooks
+        return self._overruns or self._has_flow or bool(hooks["request"] or hooks["response"])
 
     async def close(self) -> None:
         """Close the transports; the same as `aclose()`."""

@@ -1,0 +1,137 @@
+"""What both clients do around an attempt, written once: the request that is sent, its deadline.
+
+The caller's Request stays as it was. What a call lends it (the attempt's number, a deadline) is in
+the extensions of a copy, which shares headers and body with it. Nothing here sends or waits.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import httpx
+
+from ._arguments import policy_for
+from ._call import Call, FailedAttempt
+from ._deadline import Deadline, deadline_of_attempt
+from ._request_body import bound_body, make_replayable
+from ._response_body import hand_over
+from .retry import RetryPolicy
+
+LATE = "the response did not come in time"
+NO_TIME = "there was no time left for another attempt"
+
+
+def bounded_copy(request: httpx.Request, policy: RetryPolicy, started: float) -> httpx.Request:
+    """Return a copy of a plain request, for a first attempt within the policy's timeouts."""
+    deadline = _deadline_of_call(policy, request.extensions["timeout"], started)
+    if policy.attempt_timeout is not None:
+        deadline = deadline_of_attempt(deadline, policy.attempt_timeout)
+    return _copied(request, {"timeout": deadline, "attempt": 0, "retries": ()})
+
+
+def settle(response: httpx.Response, sent: httpx.Request, request: httpx.Request) -> None:
+    """End a call that was over with its first attempt, of which `sent` was the bounded copy."""
+    sent.extensions["timeout"].end(LATE)
+    if response.request is sent:
+        response.request = request
+    for one in response.history:
+        if one.request is sent:
+            one.request = request
+
+
+def begin_call(
+    client: Any,
+    request: httpx.Request,
+    given: dict[str, Any],
+    started: float,
+    outer: BaseException | None,
+    sent: httpx.Request | None = None,
+) -> Call:
+    """Return the state of a call that is more than the first attempt of a plain request.
+
+    `given` are the caller's extensions; `sent` is what the first attempt sent, if it did.
+    """
+    policy: RetryPolicy = client.retry
+    if given.keys() - {"timeout"}:
+        policy = policy_for(given, policy)
+    if type(request.stream) is not httpx.ByteStream:
+        make_replayable(request, is_foreign=True)
+    phases = dict(given.get("timeout") or client.timeout.as_dict())
+    if sent is None:
+        lent = {**given, "timeout": phases, "attempt": 0, "retries": ()}
+    else:  # the very dict that the transport has
+        lent, request.extensions = sent.extensions, given
+    own = _copied(request, lent) if sent is None or sent is request else sent
+    call = Call(own, policy, started, outer, request)
+    if policy.attempt_timeout is not None or policy.total_timeout is not None:
+        call.deadline = _deadline_of_call(policy, phases, started)
+    return call
+
+
+def start_attempt(call: Call) -> Deadline | None:
+    """Ready the call's request for its next attempt."""
+    extensions = call.request.extensions
+    extensions["attempt"] = len(call.retries)
+    if call.deadline is None:
+        return None
+    deadline = deadline_of_attempt(call.deadline, call.policy.attempt_timeout)
+    deadline.check(NO_TIME)
+    extensions["timeout"] = deadline
+    if type(call.request.stream) is not httpx.ByteStream:
+        bound_body(call.request, deadline)
+    return deadline
+
+
+def check_wait(call: Call, failed: FailedAttempt) -> None:
+    """Raise when the hooks took so long that the wait would end after the deadline."""
+    if call.deadline is not None and call.deadline.left <= failed.delay:
+        exc = httpx.ReadTimeout(NO_TIME, request=call.request)
+        call.deadline.add_note(exc, at_once=True)
+        raise exc
+
+
+def fail_call(call: Call) -> None:
+    """End a call that raises."""
+    deadline = call.request.extensions.get("timeout")
+    if isinstance(deadline, Deadline):
+        deadline.lift()
+    call.keep_body()
+
+
+def explain(call: Call, exc: BaseException) -> None:
+    """Let a timeout say which deadline it was, if it was one."""
+    deadline = call.request.extensions.get("timeout")
+    if isinstance(deadline, Deadline) and isinstance(exc, httpx.TimeoutException):
+        deadline.add_note(exc)
+
+
+def end_call(call: Call, response: httpx.Response, stream: bool) -> httpx.Response:
+    """Hand the response over; with `stream`, its body keeps its promises from now on."""
+    deadline = call.request.extensions.get("timeout")
+    if not isinstance(deadline, Deadline) or call.deadline is None:
+        deadline = None
+    elif response.is_closed:
+        deadline.end(LATE)
+    else:
+        deadline.follow(call.deadline)  # that of the attempt ends here
+        if response.next_request is not None:  # another call, when it is sent
+            response.next_request.extensions["timeout"] = dict(deadline)
+    if stream:
+        hand_over(response, deadline)
+    call.end(response, is_whole=response.is_closed)
+    return response
+
+
+def _copied(request: httpx.Request, extensions: dict[str, Any]) -> httpx.Request:
+    copied = object.__new__(type(request))
+    copied.__dict__ = {**request.__dict__, "extensions": extensions}
+    return copied
+
+
+def _deadline_of_call(
+    policy: RetryPolicy, phases: dict[str, float | None], started: float
+) -> Deadline:
+    total = policy.total_timeout
+    until = math.inf if total is None else started + total
+    return Deadline(phases, until, total or 0.0)
