@@ -448,3 +448,53 @@ async def test_any_chunking_and_start_offset(flavour, clock, maker, chunks, offs
     else:
         assert outcome.status_code == 200
         assert server.requests[-1].complete
+
+
+# --- under a deadline, in memory, in both clients -------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [BIG_KINDS[1], BIG_KINDS[2]], ids=["file", "generator"])
+async def test_a_body_under_a_deadline_is_sent_as_without_one(flavour, clock, maker, kind):
+    """Each attempt looks at its own deadline; what can be sent again is sent again."""
+    with ScriptedServer([answer(503), answer(503), answer()]) as server:
+        client = flavour.client(total_timeout=60, attempt_timeout=30)
+        response = await flavour.run(client.put(server.url, **kind.options(maker)))
+    assert response.status_code == (200 if kind.again else 503)
+    assert set(server.bodies) == {BIG}
+    assert len(server.bodies) == (3 if kind.again else 1)
+
+
+async def test_a_body_that_an_auth_flow_reads_can_be_sent_again(flavour, clock):
+    """It is in memory then: for the next attempt, and for the caller's next call, as in httpx."""
+
+    class Signing(httpx.Auth):
+        requires_request_body = True
+
+        def auth_flow(self, request: httpx.Request) -> Any:
+            request.headers["X-Length"] = str(len(request.content))
+            yield request
+
+    for timeouts in ({}, {"total_timeout": 60}):
+        with ScriptedServer([answer(503), answer(), answer()]) as server:
+            client = flavour.client(auth=Signing(), **timeouts)
+            content = flavour.generator(split(DATA))
+            request = client.build_request("PUT", server.url, content=content)
+            for _ in range(2):
+                assert (await flavour.run(client.send(request))).status_code == 200
+        assert set(server.bodies) == {DATA}
+        assert {one.headers["x-length"] for one in server.requests} == {str(len(DATA))}
+
+
+async def test_a_multipart_request_is_sent_by_either_client(flavour, tmp_path):
+    """Built by the other one, as httpx allows; of files larger than a piece, and by an iterator."""
+    import httpx_production
+
+    makers = [httpx_production.ProductionHTTPClient, httpx_production.AsyncProductionHTTPClient]
+    with ScriptedServer() as server:
+        client = flavour.client()
+        for kind in makers:
+            for files in ({"f": memory(), "g": io.BytesIO(BIG)}, iter([("f", io.BytesIO(BIG))])):
+                request = kind(trust_env=False).build_request("POST", server.url, files=files)
+                assert (await flavour.run(client.send(request))).status_code == 200
+    assert [body.count(BIG) for body in server.bodies] == [1] * 4
+    assert all(request.complete for request in server.requests)

@@ -14,7 +14,7 @@ import pytest
 from conftest import Flavour
 from servers import Received, ScriptedServer, Step, answer, cut, fin, hang, message
 
-from httpx_production import FailedAttempt, ProductionHTTPClient, RetryPolicy, _bodies
+from httpx_production import FailedAttempt, ProductionHTTPClient, RetryPolicy, _response_body
 from httpx_production import client as client_module
 
 asynchronous = pytest.mark.flavours("asyncio", "trio")
@@ -38,7 +38,7 @@ RESTLESS = RetryPolicy(
 @pytest.fixture
 def long_discard(monkeypatch: pytest.MonkeyPatch) -> None:
     """Failed responses are read for as long as it takes to interrupt that."""
-    monkeypatch.setattr(_bodies, "SHORT_WAIT", LONG)
+    monkeypatch.setattr(_response_body, "DRAIN_TIME", LONG)
 
 
 @contextmanager

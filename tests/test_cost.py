@@ -116,7 +116,7 @@ def test_without_a_total_timeout_nothing_of_the_deadline_is_called(pair: str) ->
     """Nor is anything of the decision, the budget, or the bodies' wrappers."""
     called = ours(calls(getter(PAIRS[pair][1])))
     files = {name.partition(":")[0] for name in called}
-    assert files <= {"client.py", "_options.py", "_bodies.py"}
+    assert files <= {"client.py", "_constructor.py", "_response_body.py"}
     assert not [name for name in called if "Body" in name or "Watched" in name]
 
 
@@ -139,7 +139,7 @@ def test_a_success_logs_nothing_and_takes_no_lock(
         raise AssertionError("called")
 
     for name in ("log", "debug", "info", "warning", "isEnabledFor"):
-        monkeypatch.setattr(httpx_production.retry.logger, name, never, raising=False)
+        monkeypatch.setattr(httpx_production._call.logger, name, never, raising=False)
     monkeypatch.setattr(threading, "Lock", never)
     monkeypatch.setattr(threading, "RLock", never)
     get()

@@ -27,7 +27,8 @@ from httpx_production import (
     jittered_backoff,
     retry,
 )
-from httpx_production.retry import Call, Outcome
+from httpx_production._call import Call, logger
+from httpx_production.retry import Outcome
 
 URL = "https://user:pa55word@api.example.com:8443/v1/things?api_key=SECRET#SECRET"
 SHOWN = "https://api.example.com:8443/v1/things"
@@ -86,11 +87,11 @@ class Recorder(logging.Handler):
 def records() -> Iterator[list[logging.LogRecord]]:
     """The library's log records, from DEBUG up."""
     recorder = Recorder()
-    retry.logger.addHandler(recorder)
-    retry.logger.setLevel(logging.DEBUG)
+    logger.addHandler(recorder)
+    logger.setLevel(logging.DEBUG)
     yield recorder.records
-    retry.logger.setLevel(logging.NOTSET)
-    retry.logger.removeHandler(recorder)
+    logger.setLevel(logging.NOTSET)
+    logger.removeHandler(recorder)
 
 
 # --- methods --------------------------------------------------------------------------------------
@@ -104,7 +105,7 @@ def test_idempotent_methods_are_retried(method: str) -> None:
     assert retried(call(method), httpx.ReadTimeout(""))
 
 
-@pytest.mark.parametrize("method", ["POST", "PATCH", "CONNECT", "QUERY", "PROPFIND", "LOCK"])
+@pytest.mark.parametrize("method", ["POST", "PATCH", "CONNECT", "PROPFIND", "LOCK"])
 def test_other_methods_are_not_retried(method: str) -> None:
     """POST and PATCH above all: what they did is not known."""
     one = call(method)
@@ -112,7 +113,7 @@ def test_other_methods_are_not_retried(method: str) -> None:
     assert not retried(call(method), httpx.ReadTimeout(""))
 
 
-@pytest.mark.parametrize("method", ["POST", "PATCH", "QUERY"])
+@pytest.mark.parametrize("method", ["POST", "PATCH", "PROPFIND"])
 @pytest.mark.parametrize("name", ["Idempotency-Key", "idempotency-key", "IDEMPOTENCY-KEY"])
 def test_an_idempotency_key_makes_any_method_repeatable(method: str, name: str) -> None:
     """The caller's header says that the server will notice a repetition."""
@@ -227,7 +228,7 @@ HOPEFUL = [
         httpx.RemoteProtocolError("x"),
     ),
     chain(
-        h2.exceptions.ProtocolError("body shorter than content-length"),
+        h2.exceptions.InvalidBodyLengthError(10, 5),
         httpcore.LocalProtocolError("x"),
         httpx.LocalProtocolError("x"),
     ),
@@ -669,7 +670,7 @@ def test_the_history_is_in_the_last_response() -> None:
     assert [each.reason for each in one.retries] == ["503 Service Unavailable", "ConnectError"]
     assert [each.delay for each in one.retries] == [1.0, 1.0]
     assert all(each.request is one.request for each in one.retries)
-    assert one.request.extensions["attempt"] == 2
+    assert one.request.extensions["retries"] == one.retries
 
 
 def test_the_history_is_in_the_last_exception_s_request() -> None:
@@ -749,7 +750,10 @@ def test_the_note_tells_the_story() -> None:
 @pytest.mark.parametrize(
     ("one", "why"),
     [
-        (call("POST"), "POST is not one of the policy's methods"),
+        (
+            call("POST"),
+            "POST is not one of the policy's methods, and the request has no Idempotency-Key",
+        ),
         (unrepeatable(call("PUT")), "the request body can't be sent again"),
         (call(total_timeout=3.1), "total_timeout (3.1 s) ran out"),
         (call(total_timeout=4), "a wait of 1.0 s would end after total_timeout (4 s)"),
@@ -808,7 +812,7 @@ def test_a_retry_is_logged_at_info(records: list[logging.LogRecord]) -> None:
         >= {
             "http_method": "GET",
             "http_url": SHOWN,
-            "attempt": 1,
+            "attempt": 0,
             "reason": "503 Service Unavailable",
             "delay": 1.0,
         }.items()
@@ -844,7 +848,8 @@ def test_a_post_that_is_not_retried_is_everyday(records: list[logging.LogRecord]
     assert [record.levelno for record in records] == [logging.INFO, logging.WARNING]
     assert records[0].getMessage() == (
         f"gave up on POST {SHOWN} after 1 attempt in 3.1 s: 503; "
-        "not retried: POST is not one of the policy's methods"
+        "not retried: POST is not one of the policy's methods, "
+        "and the request has no Idempotency-Key"
     )
 
 
@@ -1020,10 +1025,9 @@ def test_any_outcomes_under_any_policy_keep_the_rules(
         assert (failed.outcome, failed.attempt) == (outcome, len(history) - 1)
         assert 0 <= failed.delay < math.inf
         now += failed.delay
-        assert policy.total_timeout is None or now < 100.0 + policy.total_timeout
+        assert policy.total_timeout is None or now < 100.0 + policy.total_timeout + 1e-9
     assert one.retries == tuple(history)
     assert len(history) < policy.max_attempts
-    assert request.extensions.get("attempt", 0) == len(history)
     if history:
         assert replayable
         decided = policy.should_retry and policy.should_retry(request, httpx.Response(200))

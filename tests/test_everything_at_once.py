@@ -189,4 +189,5 @@ async def test_soak(flavour):
         server.settle()
     assert descriptors() <= before
     half = len(living_after) // 2
-    assert min(living_after[half:]) <= max(living_after[:half]) + 50
+    # A kept connection is some 17 objects, and between none and 20 are kept after a round.
+    assert min(living_after[half:]) <= max(living_after[:half]) + 17 * 20

@@ -1,7 +1,9 @@
 """Event hooks: "retry" before each wait, "request" and "response" on each attempt."""
 
 import functools
+import re
 from typing import Any
+from unittest.mock import AsyncMock
 
 import anyio
 import httpx
@@ -185,6 +187,66 @@ async def test_the_async_client_awaits_what_can_be_awaited(
     with ScriptedServer([answer(503)]) as server:
         await flavour.run(client.get(server.url))
     assert seen == ["partial", "object", "lambda", "plain", "wait"]
+
+
+async def slow(*args: Any) -> None:
+    """Nothing, by an async function."""
+
+
+class SlowHook:
+    """An object that is called as an async function."""
+
+    async def __call__(self, failed: FailedAttempt) -> None: ...
+
+
+@pytest.mark.flavours("sync")
+@pytest.mark.parametrize("hook", [slow, functools.partial(slow, 1), SlowHook(), AsyncMock()])
+async def test_the_sync_client_refuses_async_hooks_where_they_are_set(
+    flavour: Flavour, hook: Any
+) -> None:
+    """In the constructor, and later: not by the first retry, which may be weeks away."""
+    said = (
+        f"can't await the retry hook {hook!r}: use a plain function, or AsyncProductionHTTPClient"
+    )
+    with pytest.raises(TypeError, match=re.escape(said)):
+        flavour.client(event_hooks={"retry": [print, hook]})
+    client = flavour.client(event_hooks={"retry": [print]})
+    with pytest.raises(TypeError, match=re.escape(said)):
+        client.event_hooks = {"retry": [hook]}
+    assert client.event_hooks["retry"] == [print]
+
+
+class Awaitable:
+    """Awaitable, and nothing to close."""
+
+    def __await__(self) -> Any:
+        yield
+
+
+@pytest.mark.flavours("sync")
+@pytest.mark.parametrize("hook", [lambda failed: slow(), lambda failed: Awaitable(), slow])
+async def test_the_sync_client_refuses_an_awaitable_at_the_call(
+    flavour: Flavour, clock: FakeClock, hook: Any
+) -> None:
+    """What can't be told beforehand; its coroutine is closed, so that Python warns of nothing."""
+    client = flavour.client()
+    client.event_hooks["retry"] = [hook]
+    with ScriptedServer([answer(503)]) as server:
+        with pytest.raises(TypeError, match="the sync client can't await the retry hook <function"):
+            await flavour.run(client.get(server.url))
+        assert (len(server.requests), clock.delays) == (1, [])
+        assert client.pool_stats().in_use == 0
+
+
+@pytest.mark.parametrize("hooks", [[5], ["print"], [None], "print", None, 5])
+async def test_a_retry_hook_that_is_no_function_is_refused(flavour: Flavour, hooks: Any) -> None:
+    """By name, where it is set."""
+    for set_hooks in (
+        lambda: flavour.client(event_hooks={"retry": hooks}),
+        lambda: setattr(flavour.client(), "event_hooks", {"retry": hooks}),
+    ):
+        with pytest.raises(TypeError, match=r"a retry hook must be|event_hooks\['retry'\] must be"):
+            set_hooks()
 
 
 # --- where hooks are set ----------------------------------------------------------------------

@@ -16,7 +16,7 @@ import pytest
 from conftest import FakeClock, Flavour
 
 from httpx_production import AsyncProductionHTTPClient, ProductionHTTPClient, RetryPolicy
-from httpx_production._options import HTTPXOptions
+from httpx_production._constructor import HTTPXOptions
 
 CLASSES = (ProductionHTTPClient, AsyncProductionHTTPClient)
 both = pytest.mark.parametrize("kind", CLASSES)
@@ -29,6 +29,7 @@ DEFAULTS = {
     "write_timeout": 5.0,
     "pool_timeout": 2.0,
     "request_timeout": None,
+    "attempt_timeout": None,
     "total_timeout": None,
     "max_connections": 50,
     "max_keepalive_connections": 20,
@@ -365,7 +366,7 @@ async def test_retry_may_be_set_later(flavour: Flavour, clock: FakeClock) -> Non
     assert len(response.extensions["retries"]) == 1
 
 
-@pytest.mark.parametrize("policy", [5, None, "no", {"max_attempts": 1}, RetryPolicy])
+@pytest.mark.parametrize("policy", [5, None, "no", [1], RetryPolicy])
 async def test_a_policy_of_the_wrong_type_is_refused_at_once(flavour: Flavour, policy: Any) -> None:
     """By every way to send, and before anything is sent."""
     sent: list[httpx.Request] = []
@@ -408,12 +409,13 @@ async def test_a_policy_per_request_does_not_leak_into_the_next(
 
 
 async def test_a_request_keeps_nothing_of_an_earlier_call_s_deadline(flavour: Flavour) -> None:
-    """Sent again without total_timeout, the same request has the phases it had at first."""
+    """After each call its extensions are the very ones that it had at first."""
     client = flavour.client(transport=OK, total_timeout=30)
     request = client.build_request("GET", "http://x", timeout=7)
-    phases = request.extensions["timeout"]
+    phases, extensions = request.extensions["timeout"], request.extensions
     await flavour.run(client.send(request, auth=("user", "password")))
-    assert request.extensions["timeout"] is not phases
+    assert request.extensions is extensions
+    assert request.extensions == {"timeout": phases}
     client.retry = RetryPolicy()
     await flavour.run(client.send(request))
     assert request.extensions["timeout"] == phases
@@ -422,10 +424,13 @@ async def test_a_request_keeps_nothing_of_an_earlier_call_s_deadline(flavour: Fl
 
 async def test_a_hand_built_request_gets_the_client_s_timeouts(flavour: Flavour) -> None:
     """In httpx it has none, and may hang for ever."""
-    client = flavour.client(transport=OK, connect_timeout=3)
+    seen: list[httpx.Request] = []
+    transport = httpx.MockTransport(lambda one: seen.append(one) or httpx.Response(200))  # type: ignore[func-returns-value]
+    client = flavour.client(transport=transport, connect_timeout=3)
     request = httpx.Request("GET", "http://x")
     await flavour.run(client.send(request))
-    assert request.extensions["timeout"] == client.timeout.as_dict()
+    assert seen[0].extensions["timeout"] == client.timeout.as_dict()
+    assert request.extensions == {}
 
 
 # --- headers --------------------------------------------------------------------------------------
@@ -503,7 +508,7 @@ LENGTHS: list[tuple[dict[str, Callable[[], Any]], str | None]] = [
     ({"data": lambda: {"a": "b"}}, "3"),
     ({"json": lambda: {"a": 1}}, "7"),
     ({"data": lambda: {"a": "b"}, "files": lambda: {"f": Unseekable(b"x")}}, None),
-    ({"files": lambda: iter([("f", b"x")])}, None),
+    ({"files": lambda: iter([("f", b"x")])}, "180"),
 ]
 
 
@@ -718,3 +723,87 @@ async def test_a_cookie_that_could_not_be_sent_back_is_not_taken(flavour: Flavou
     for _ in range(2):
         response = await flavour.run(client.get("http://x"))
     assert response.request.headers["Cookie"] == "good=1"
+
+
+# --- mistakes answered well -----------------------------------------------------------------------
+
+
+def made(kind: Any, *args: Any, **options: Any) -> str:
+    """What the constructor says to a mistake."""
+    with pytest.raises((TypeError, ValueError)) as caught:
+        kind(*args, **options)
+    return f"{type(caught.value).__name__}: {caught.value}"
+
+
+@both
+def test_a_mistaken_argument_is_named_with_the_right_one(kind: Any) -> None:
+    """By our class's name; a value that may be a secret is not shown."""
+    name, wrong = kind.__name__, "got an unexpected keyword argument"
+    for given, near in (("retries", "max_attempts"), ("max_retries", "max_attempts"),
+                        ("timout", "timeout"), ("base_urls", "base_url")):  # fmt: skip
+        said = made(kind, **{given: 3})
+        assert said == f"TypeError: {name}() {wrong} {given!r}: did you mean {near!r}?"
+    assert made(kind, zzz=1) == f"TypeError: {name}() {wrong} 'zzz'"
+    said = made(kind, "https://api.example.com")
+    assert said == f"TypeError: {name} takes no positional arguments: base_url=..."
+
+
+@both
+@pytest.mark.parametrize("base_url", ["api.example.com", "/v1", "https://", "user:secret@host"])
+def test_a_base_url_without_scheme_or_host_is_refused(kind: Any, base_url: str) -> None:
+    """No request could be sent to it."""
+    said = made(kind, base_url=base_url)
+    assert said.startswith("ValueError: base_url must have a scheme and a host, as in 'https://")
+    assert "secret" not in said
+    assert base_url in said or "@" in base_url
+    assert kind(base_url="").base_url == kind(base_url=None).base_url == ""
+
+
+@both
+@pytest.mark.parametrize("name", ["headers", "default_headers"])
+def test_a_header_value_of_the_wrong_type_is_named_by_its_key(kind: Any, name: str) -> None:
+    """Never by its value."""
+    for headers in ({"X-Key": 4711}, [("X-Key", 4711)]):
+        said = made(kind, **{name: headers})
+        assert said == f"TypeError: {name}['X-Key'] must be str or bytes, not int"
+    assert kind(**{name: [("X-Key", "4711")]}).headers["X-Key"] == "4711"
+
+
+@both
+def test_a_transport_of_the_other_client_is_refused(kind: Any) -> None:
+    """Where it is given, not by the first request."""
+    sync = issubclass(kind, httpx.Client)
+    other = httpx.AsyncHTTPTransport() if sync else httpx.HTTPTransport()
+    right = "BaseTransport" if sync else "AsyncBaseTransport"
+    end = f"must be an httpx.{right} in this client, not {type(other).__name__}"
+    assert made(kind, transport=other) == f"TypeError: transport {end}"
+    assert made(kind, mounts={"all://": other}) == f"TypeError: mounts['all://'] {end}"
+
+
+@both
+def test_a_subclass_may_take_positional_arguments(kind: Any) -> None:
+    """It has a constructor of its own."""
+
+    class Own(kind):  # type: ignore[misc]
+        def __init__(self, token: str) -> None:
+            super().__init__(headers={"Authorization": token})
+
+    assert Own("t").headers["Authorization"] == "t"
+
+
+@pytest.mark.parametrize("kind", [ProductionHTTPClient, AsyncProductionHTTPClient])
+def test_a_class_in_between_has_arguments_of_its_own(kind: Any) -> None:
+    """authlib's clients mix in so: what we don't know may be theirs, who hand on the rest."""
+    base: Any = httpx.AsyncClient if issubclass(kind, httpx.AsyncClient) else httpx.Client
+
+    class Between(base):  # type: ignore[misc]
+        def __init__(self, *, client_id: str, **options: Any) -> None:
+            super().__init__(**options)
+            self.client_id = client_id
+
+    class Mixed(kind, Between):  # type: ignore[misc]
+        pass
+
+    assert Mixed(client_id="x").client_id == "x"
+    with pytest.raises(TypeError, match="timout"):
+        Mixed(client_id="x", timout=5)

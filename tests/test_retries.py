@@ -12,6 +12,7 @@ from conftest import FakeClock, Flavour
 from servers import (
     LOOPBACK,
     Handler,
+    Headers,
     Http2Server,
     Received,
     ScriptedServer,
@@ -394,7 +395,8 @@ async def test_a_first_attempt_that_succeeds_has_no_story(
     """An empty history, and nothing waited for."""
     with ScriptedServer() as server:
         response = await flavour.run(flavour.client().get(server.url))
-    assert response.extensions["retries"] == response.request.extensions["retries"] == ()
+    assert response.extensions["retries"] == ()
+    assert response.request.extensions.keys() == {"timeout"}
     assert clock.delays == []
 
 
@@ -423,7 +425,9 @@ async def test_a_failed_attempt_tells_what_happened(flavour: Flavour, clock: Fak
         response = await flavour.run(client.send(request))
     one, two = response.extensions["retries"]
     assert isinstance(one, FailedAttempt)
-    assert one.request is two.request is request is response.request
+    assert response.request is request
+    assert one.request is two.request is not request
+    assert one.request.headers is request.headers
     assert (one.attempt, two.attempt) == (0, 1)
     assert (one.outcome.status_code, type(two.outcome)) == (503, httpx.RemoteProtocolError)
     assert (one.reason, two.reason) == ("503 Service Unavailable", "RemoteProtocolError")
@@ -444,7 +448,6 @@ async def test_request_hooks_see_the_attempt(flavour: Flavour, clock: FakeClock)
     with ScriptedServer([answer(503), fin()]) as server:
         response = await flavour.run(client.get(server.url))
         assert seen == [(0, 0), (1, 1), (2, 2)]
-        assert response.request.extensions["attempt"] == 2
         await flavour.run(client.send(response.request))
     assert seen[3:] == [(0, 0)]
 
@@ -555,6 +558,9 @@ async def test_a_policys_own_tables_change_one_client(flavour: Flavour, clock: F
     [
         ({"Retry-After": "7"}, 7.0),
         ({"Retry-After": "300"}, 300.0),
+        ({"Retry-After": "2.5"}, 2.5),
+        ({"Retry-After": "3, 120"}, 120.0),
+        ([("Retry-After", "3"), ("Retry-After", "3")], 3.0),
         ({"Retry-After": "Wed, 21 Oct 2026 07:28:30 GMT", "Date": NOW}, 30.0),
         ({"Retry-After": "Wednesday, 21-Oct-26 07:28:30 GMT", "Date": NOW}, 30.0),
         ({"Retry-After": "Wed Oct 21 07:28:30 2026", "Date": NOW}, 30.0),
@@ -564,7 +570,7 @@ async def test_a_policys_own_tables_change_one_client(flavour: Flavour, clock: F
     ],
 )
 async def test_the_wait_that_the_server_asks_for(
-    flavour: Flavour, clock: FakeClock, headers: dict[str, str], delay: float
+    flavour: Flavour, clock: FakeClock, headers: Headers, delay: float
 ) -> None:
     """Retry-After replaces the backoff on every status that is retried, exactly."""
     script = [answer(status, b"", headers) for status in STATUSES]
@@ -580,8 +586,7 @@ async def test_the_wait_that_the_server_asks_for(
     [
         {"Retry-After": "0"},
         {"Retry-After": "-5"},
-        {"Retry-After": "1.5"},
-        {"Retry-After": "120, 120"},
+        {"Retry-After": "1e3"},
         {"Retry-After": "soon"},
         {"Retry-After": "Wed, 21 Oct 2026 07:27:00 GMT", "Date": NOW},
         {"retry-after-ms": "-1"},
@@ -928,7 +933,8 @@ async def test_should_retry_gets_the_callers_request(flavour: Flavour, clock: Fa
         request = client.build_request("GET", server.url)
         await flavour.run(client.send(request))
     kinds = [httpx.Response, httpx.RemoteProtocolError, httpx.Response]
-    assert asked == [(request, kind) for kind in kinds]
+    assert [kind for _, kind in asked] == kinds
+    assert {id(one.headers) for one, _ in asked} == {id(request.headers)}
 
 
 @pytest.mark.parametrize("step", [answer(503), fin()], ids=["503", "FIN"])

@@ -19,6 +19,7 @@ from httpx_production import (
     RETRIABLE_STATUS_CODES,
     AsyncProductionHTTPClient,
     FailedAttempt,
+    Outcome,
     ProductionHTTPClient,
     RetryBudget,
     RetryPolicy,
@@ -111,6 +112,23 @@ async def async_client() -> None:
     takes_async(as_httpx)
 
 
+def hooks_of_both_clients(source: httpx.Client) -> None:
+    """As httpx takes them: functions that return something, and hooks read from a client."""
+    check = httpx.Response.raise_for_status
+    ProductionHTTPClient(event_hooks={"response": [check], "retry": [on_retry]})
+    ProductionHTTPClient(event_hooks=source.event_hooks).event_hooks = source.event_hooks
+    kept = {"request": [print]}
+    ProductionHTTPClient(event_hooks=kept)
+    AsyncProductionHTTPClient(event_hooks=kept)
+    client = AsyncProductionHTTPClient(event_hooks={"retry": [on_retry_async]})
+    client.event_hooks = {"response": [takes_response], "retry": [on_retry, on_retry_async]}
+    client.event_hooks = ProductionHTTPClient().event_hooks
+
+
+async def takes_response(response: httpx.Response) -> None:
+    """A response hook of the async client."""
+
+
 def one_transport_for_both() -> None:
     """MockTransport and the like are of both kinds."""
     ProductionHTTPClient(transport=SYNC, mounts={"all://": SYNC})
@@ -121,12 +139,15 @@ def policies(statuses: Container[int], kinds: Iterable[type[Exception]]) -> None
     """Any container, any iterable, functions with the right signature."""
     policy = RetryPolicy(
         max_attempts=3,
+        attempt_timeout=2,
         total_timeout=None,
         methods=["GET", "POST"],
         status_codes=statuses,
         exceptions=kinds,
         backoff=lambda attempt: 0.5 * attempt,
+        retry_after=lambda response: float(response.headers["x-ratelimit-reset-after"]),
         max_retry_after=60,
+        retry_unsent=True,
         should_retry=should_retry,
         budget=RetryBudget(burst=10, ratio=0.1, window=60),
     )
@@ -134,12 +155,15 @@ def policies(statuses: Container[int], kinds: Iterable[type[Exception]]) -> None
         status_codes=range(500, 600), exceptions=[httpx.ReadError], backoff=jittered_backoff
     )
     assert_type(policy.max_attempts, int)
+    assert_type(policy.attempt_timeout, float | None)
     assert_type(policy.total_timeout, float | None)
     assert_type(policy.methods, Collection[str])
     assert_type(policy.status_codes, Container[int])
     assert_type(policy.exceptions, Iterable[type[Exception]])
     assert_type(policy.backoff, Callable[[int], float])
+    assert_type(policy.retry_after, Callable[[httpx.Response], float | None])
     assert_type(policy.max_retry_after, float)
+    assert_type(policy.retry_unsent, bool)
     assert_type(policy.budget, RetryBudget | None)
     assert_type(replace(policy, max_attempts=2), RetryPolicy)
     assert_type(hash(policy), int)
@@ -156,7 +180,7 @@ def values() -> None:
     assert_type(parse_retry_after("120", now=datetime.now(UTC)), float | None)
 
 
-def should_retry(request: httpx.Request, outcome: httpx.Response | Exception) -> bool | None:
+def should_retry(request: httpx.Request, outcome: Outcome) -> bool | None:
     """Decide, or leave it to the tables."""
     return True if isinstance(outcome, httpx.Response) and outcome.is_redirect else None
 
@@ -205,6 +229,17 @@ def six_misuses_of_the_async_client() -> None:
     AsyncProductionHTTPClient("https://api.example.com")  # type: ignore[call-arg]
 
 
+def misuses_of_retry_hooks() -> None:
+    """The sync client awaits nothing; neither client takes a bare function or another argument."""
+    # fmt: off
+    ProductionHTTPClient(event_hooks={"retry": [on_retry_async]})  # type: ignore[list-item]
+    ProductionHTTPClient(event_hooks={"retry": [on_retry, on_retry_async]})  # type: ignore[list-item]
+    ProductionHTTPClient(event_hooks={"retry": on_retry})  # type: ignore[dict-item]
+    ProductionHTTPClient().event_hooks = {"retry": [on_retry_async]}  # type: ignore[list-item]
+    AsyncProductionHTTPClient(event_hooks={"retry": on_retry})  # type: ignore[dict-item]
+    # fmt: on
+
+
 async def misuses_of_the_rest() -> None:
     """Policies, budgets and values."""
     policy = RetryPolicy(max_attempts="3")  # type: ignore[arg-type]
@@ -213,6 +248,8 @@ async def misuses_of_the_rest() -> None:
     RetryPolicy(methods=5)  # type: ignore[arg-type]
     RetryPolicy(exceptions=[int])  # type: ignore[list-item]
     RetryPolicy(backoff=1.0)  # type: ignore[arg-type]
+    RetryPolicy(retry_after="x-ratelimit-reset")  # type: ignore[arg-type]
+    RetryPolicy(retry_unsent="yes")  # type: ignore[arg-type]
     RetryPolicy(should_retry=on_retry)  # type: ignore[arg-type]
     RetryPolicy(budget=10)  # type: ignore[arg-type]
     RetryPolicy(attempts=3)  # type: ignore[call-arg]
