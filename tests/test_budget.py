@@ -1,11 +1,19 @@
 """RetryBudget: how many retries it allows, and what the clients do when it is empty."""
 
+import copy
 import dataclasses
 import logging
 import math
+import os
+import pickle
 import random
+import signal
+import subprocess
 import sys
 import threading
+import time
+import types
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,7 +24,8 @@ from conftest import FakeClock, Flavour
 from hypothesis import given
 from hypothesis import strategies as st
 
-from httpx_production import RetryBudget, RetryPolicy
+from httpx_production import RetryBudget, RetryPolicy, _budget
+from httpx_production._budget import Period
 
 HERE = ("https", b"here.example.com")
 THERE = ("https", b"there.example.com")
@@ -34,12 +43,12 @@ class Clock:
 
 def granted(budget: RetryBudget, asked: int = 100, origin: tuple[str, bytes] = HERE) -> int:
     """How many of so many retries the budget allows."""
-    return sum(budget.withdraw(origin) for _ in range(asked))
+    return sum(budget.withdraw(origin) is not None for _ in range(asked))
 
 
 def succeed(budget: RetryBudget, times: int, origin: tuple[str, bytes] = HERE) -> None:
     for _ in range(times):
-        budget.deposit(origin, refund=False)
+        budget.deposit(origin, refund=None)
 
 
 # --- arguments ------------------------------------------------------------------------------------
@@ -106,9 +115,49 @@ def test_a_retry_that_succeeds_gives_its_token_back() -> None:
     """Retries that help cost nothing."""
     budget = RetryBudget(burst=1, ratio=0)
     for _ in range(50):
-        assert budget.withdraw(HERE)
+        token = budget.withdraw(HERE)
+        assert token
         assert not budget.withdraw(HERE)
-        budget.deposit(HERE, refund=True)
+        budget.deposit(HERE, refund=token)
+
+
+@pytest.mark.parametrize("late", [60, 66, 1000])
+def test_a_late_refund_adds_nothing(late: float) -> None:
+    """Its token was forgotten with its window: more than the burst would be too many."""
+    clock = Clock()
+    budget = RetryBudget(burst=3, ratio=0, window=60, clock=clock)
+    first = [budget.withdraw(HERE) for _ in range(3)]
+    clock.now += late
+    assert granted(budget, 2) == 2  # somebody else's, which the refunds must not pay for
+    for token in first:
+        budget.deposit(HERE, refund=token)
+    assert granted(budget) == 1
+
+
+def test_a_refund_within_the_window_counts_where_its_token_was_taken() -> None:
+    """So it is not given back twice: once now, and once when the window leaves it behind."""
+    clock = Clock()
+    budget = RetryBudget(burst=1, ratio=0, window=60, clock=clock)
+    token = budget.withdraw(HERE)
+    clock.now += 30
+    budget.deposit(HERE, refund=token)
+    assert granted(budget) == 1
+    clock.now += 30
+    assert granted(budget) == 0
+    clock.now += 30
+    assert granted(budget) == 1
+
+
+def test_a_refund_for_an_origin_that_was_forgotten_adds_nothing() -> None:
+    """Another origin's first request has dropped it meanwhile."""
+    clock = Clock()
+    budget = RetryBudget(burst=1, ratio=0, window=60, clock=clock)
+    token = budget.withdraw(HERE)
+    clock.now += 61
+    assert budget.withdraw(THERE)
+    assert HERE not in budget._origins
+    budget.deposit(HERE, refund=token)
+    assert granted(budget) == 1
 
 
 def test_successes_and_retries_are_forgotten_after_the_window() -> None:
@@ -139,7 +188,7 @@ def test_a_window_is_kept_in_few_slots() -> None:
     clock = Clock()
     budget = RetryBudget(clock=clock)
     for _ in range(5_000):
-        budget.deposit(HERE, refund=False)
+        budget.deposit(HERE, refund=None)
         clock.now += 0.1
     assert max(map(len, budget._origins.values())) <= 11
 
@@ -157,7 +206,7 @@ def test_quiet_origins_are_forgotten() -> None:
     clock = Clock()
     budget = RetryBudget(window=60, clock=clock)
     for number in range(2_000):
-        budget.deposit(("https", b"%d.example.com" % number), refund=False)
+        budget.deposit(("https", b"%d.example.com" % number), refund=None)
         clock.now += 1
     assert len(budget._origins) <= 61
 
@@ -169,31 +218,37 @@ def test_a_busy_origin_is_not_forgotten() -> None:
     assert budget.withdraw(HERE)
     for number in range(50):
         clock.now += 1
-        budget.deposit(("https", b"%d" % number), refund=False)
+        budget.deposit(("https", b"%d" % number), refund=None)
     assert not budget.withdraw(HERE)
 
 
 @given(
     burst=st.integers(0, 5),
     ratio=st.floats(0, 1),
-    steps=st.lists(st.tuples(st.booleans(), st.floats(0, 30)), max_size=60),
+    steps=st.lists(
+        st.tuples(st.sampled_from(["success", "retry", "refund"]), st.floats(0, 30)), max_size=60
+    ),
 )
 def test_retries_never_exceed_the_allowance(
-    burst: int, ratio: float, steps: list[tuple[bool, float]]
+    burst: int, ratio: float, steps: list[tuple[str, float]]
 ) -> None:
-    """In any window: at most the burst and the share of the successes of two windows."""
+    """In any window: at most the burst and the share of the successes of two windows.
+
+    Retries that were refunded don't count, however late that was.
+    """
     clock = Clock()
     budget = RetryBudget(burst=burst, ratio=ratio, window=60, clock=clock)
     successes: list[float] = []
-    retries: list[float] = []
-    for success, pause in steps:
+    open_retries: list[tuple[float, Period]] = []
+    for step, pause in steps:
         clock.now += pause
-        if success:
-            budget.deposit(HERE, refund=False)
+        if step == "retry" and (token := budget.withdraw(HERE)):
+            open_retries.append((clock.now, token))
+        elif step != "retry":
+            refund = open_retries.pop(0)[1] if step == "refund" and open_retries else None
+            budget.deposit(HERE, refund=refund)
             successes.append(clock.now)
-        elif budget.withdraw(HERE):
-            retries.append(clock.now)
-        recent = sum(clock.now - then < 54 for then in retries)
+        recent = sum(clock.now - then < 54 for then, _ in open_retries)
         share = ratio * sum(clock.now - then < 126 for then in successes)
         assert recent <= burst + share + 1e-6
 
@@ -219,14 +274,140 @@ def test_threads_take_no_token_twice() -> None:
     """50 threads at once get exactly what there is, and give back exactly what they got."""
     budget = RetryBudget(burst=200, ratio=0)
 
+    tokens: deque[Period] = deque()
+
+    def take() -> int:
+        taken = [token for token in (budget.withdraw(HERE) for _ in range(20)) if token]
+        tokens.extend(taken)
+        return len(taken)
+
     def give_back() -> int:
         for _ in range(4):
-            budget.deposit(HERE, refund=True)
+            budget.deposit(HERE, refund=tokens.pop())
         return 4
 
-    assert in_threads(lambda: granted(budget, 20)) == 200
+    assert in_threads(take) == 200
     assert in_threads(give_back) == 200
-    assert in_threads(lambda: granted(budget, 20)) == 200
+    assert in_threads(take) == 200
+
+
+# --- a lock that nobody can hold against us -------------------------------------------------------
+
+
+@pytest.mark.parametrize("inner", ["same origin", "new origins"])
+def test_whoever_comes_in_between_finds_the_budget_usable(inner: str) -> None:
+    """A finalizer or a signal handler that strikes at any line, the lock being held or not.
+
+    A trace function stands for it: it is called before each line, and its own are not traced.
+    """
+    clock, strikes = Clock(), 0
+    budget = RetryBudget(burst=1_000_000, window=60, clock=clock)
+
+    def strike(frame: types.FrameType, event: str, arg: object) -> Any:
+        nonlocal strikes
+        if frame.f_code.co_filename != _budget.__file__:
+            return None
+        strikes += 1
+        clock.now += 7
+        origin = HERE if inner == "same origin" else ("https", b"%d" % strikes)
+        budget.deposit(origin, refund=budget.withdraw(origin))
+        return strike
+
+    before = sys.gettrace()
+    sys.settrace(strike)
+    try:
+        for origin in (HERE, THERE) * 10:
+            budget.deposit(origin, refund=budget.withdraw(origin))
+            budget.withdraw(origin)
+    finally:
+        sys.settrace(before)
+    assert strikes > 500
+    assert max(map(len, budget._origins.values())) <= 11
+    assert len(budget._origins) <= 12
+
+
+def test_a_signal_handler_may_use_the_budget() -> None:
+    """It runs in the thread that it has interrupted, maybe while that holds the lock."""
+    budget = RetryBudget(burst=1_000_000)
+
+    def interrupt(signum: int, frame: types.FrameType | None) -> None:
+        budget.deposit(HERE, refund=budget.withdraw(HERE))
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with _budget._lock:
+            signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert sum(period.successes for period in budget._origins[HERE]) == 1
+
+
+FORKS = """
+import os, sys, threading
+from httpx_production import RetryBudget, _budget
+
+def hold():
+    with _budget._lock:
+        holding.set()
+        release.wait()
+
+holding, release, here = threading.Event(), threading.Event(), ("https", b"a")
+budget = RetryBudget()
+holder = threading.Thread(target=hold, daemon=True)
+holder.start()
+holding.wait()
+if not (child := os.fork()):
+    budget.deposit(here, refund=budget.withdraw(here))
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+release.set()
+print(bool(budget.withdraw(here)))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork() here")
+def test_a_child_does_not_wait_for_a_thread_of_its_parent() -> None:
+    """The thread that holds the lock in the moment of the fork() is not there in the child."""
+    command = [sys.executable, "-W", "ignore", "-c", FORKS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    assert (done.stdout.split(), done.stderr) == (["7", "True"], "")
+
+
+def test_a_new_lock_is_nobody_s() -> None:
+    """What a child of fork() does first, done here: nothing waits for who held the old one."""
+    budget = RetryBudget()
+    with ThreadPoolExecutor(1) as pool, _budget._lock:
+        _budget._renew_lock()
+        assert pool.submit(budget.withdraw, HERE).result(timeout=5)
+
+
+# --- copies ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
+def test_a_copy_is_the_budget_itself(duplicate: Callable[[RetryBudget], RetryBudget]) -> None:
+    """Two would allow twice as many retries."""
+    budget = RetryBudget()
+    assert duplicate(budget) is budget
+
+
+def test_pickled_it_is_a_new_budget_with_the_same_settings() -> None:
+    """Nothing is counted there yet; a clock of its own travels too."""
+    budget = RetryBudget(burst=2, ratio=0.5, window=30, clock=time.time)
+    assert granted(budget) == 2
+    there = pickle.loads(pickle.dumps(budget))
+    assert repr(there) == repr(budget) == "RetryBudget(burst=2, ratio=0.5, window=30)"
+    assert there._clock is time.time
+    assert granted(there) == 2
+
+
+class OwnBudget(RetryBudget):
+    """A subclass stays one."""
+
+
+def test_a_subclass_is_pickled_as_such() -> None:
+    """And not as what it was made of."""
+    assert type(pickle.loads(pickle.dumps(OwnBudget()))) is OwnBudget
 
 
 # --- through the clients --------------------------------------------------------------------------
@@ -293,6 +474,27 @@ async def test_successes_fill_the_budget(flavour: Flavour, clock: FakeClock) -> 
     seen = [await flavour.run(client.get("http://x")) for _ in range(13)]
     assert [response.status_code for response in seen] == [503, *[200] * 11, 503]
     assert [len(response.extensions["retries"]) for response in seen] == [*[0] * 11, 1, 1]
+
+
+async def test_a_retry_that_succeeds_late_lifts_no_budget_above_its_burst(
+    flavour: Flavour, clock: FakeClock
+) -> None:
+    """Its wait was longer than the window, which had forgotten the token already."""
+    budget = RetryBudget(burst=1, ratio=0, window=60, clock=clock.monotonic)
+    policy = RetryPolicy(budget=budget, backoff=lambda attempt: 61.0)
+    client = flavour.client(retry=policy, transport=transport(iter([503, 200])))
+    response = await flavour.run(client.get("http://x"))
+    assert (response.status_code, len(response.extensions["retries"])) == (200, 1)
+    assert granted(budget, origin=("http", b"x")) == 1
+
+
+async def test_a_retry_that_succeeds_is_refunded_once(flavour: Flavour, clock: FakeClock) -> None:
+    """Two retries for one success cost one token."""
+    budget = RetryBudget(burst=5, ratio=0)
+    policy = RetryPolicy(budget=budget)
+    client = flavour.client(retry=policy, transport=transport(iter([503, 503, 200])))
+    await flavour.run(client.get("http://x"))
+    assert granted(budget, origin=("http", b"x")) == 4
 
 
 async def test_a_failure_is_no_success(flavour: Flavour, clock: FakeClock) -> None:

@@ -5,13 +5,19 @@ import dataclasses
 import inspect
 import math
 import pickle
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
 import httpx
 import pytest
+from conftest import FakeClock, Flavour
 
 import httpx_production
 from httpx_production import (
@@ -21,7 +27,12 @@ from httpx_production import (
     RetryBudget,
     RetryPolicy,
     jittered_backoff,
+    parse_retry_after,
 )
+from httpx_production.retry import read_retry_after
+
+#: RFC 10008: safe and idempotent, where httpx knows it.
+QUERY = {"QUERY"} if hasattr(httpx, "query") else set[str]()
 
 
 class Everything:
@@ -37,11 +48,14 @@ class Everything:
 def test_the_defaults_are_those_of_the_contract() -> None:
     """Five attempts, no deadline, idempotent methods, the live tables."""
     policy = RetryPolicy()
-    assert (policy.max_attempts, policy.total_timeout, policy.max_retry_after) == (5, None, 300.0)
-    assert policy.methods == {"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"}
+    assert (policy.max_attempts, policy.max_retry_after) == (5, 300.0)
+    assert (policy.attempt_timeout, policy.total_timeout) == (None, None)
+    assert policy.methods == {"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"} | QUERY
     assert policy.status_codes is RETRIABLE_STATUS_CODES
     assert policy.exceptions is HTTPX_EXCEPTIONS
     assert policy.backoff is jittered_backoff
+    assert policy.retry_after is read_retry_after
+    assert policy.retry_unsent is False
     assert (policy.should_retry, policy.budget) == (None, None)
 
 
@@ -64,8 +78,9 @@ def test_every_field_is_keyword_only() -> None:
     parameters = inspect.signature(RetryPolicy).parameters.values()
     assert {parameter.kind for parameter in parameters} == {inspect.Parameter.KEYWORD_ONLY}
     assert [parameter.name for parameter in parameters] == [
-        "max_attempts", "total_timeout", "methods", "status_codes", "exceptions", "backoff",
-        "max_retry_after", "should_retry", "budget",
+        "max_attempts", "attempt_timeout", "total_timeout", "methods", "status_codes",
+        "exceptions", "backoff", "retry_after", "max_retry_after", "retry_unsent", "should_retry",
+        "budget",
     ]  # fmt: skip
 
 
@@ -81,6 +96,7 @@ BAD_SECONDS: list[tuple[Any, type[Exception]]] = [
 BAD: list[tuple[str, Any, type[Exception]]] = [
     *(("max_attempts", value, ValueError) for value in (0, -1, -(10**400))),
     *(("max_attempts", v, TypeError) for v in (2.5, 5.0, True, False, "5", None, math.nan, [5])),
+    *(("attempt_timeout", value, error) for value, error in [*BAD_SECONDS, (0, ValueError)]),
     *(("total_timeout", value, error) for value, error in [*BAD_SECONDS, (0, ValueError)]),
     *(("max_retry_after", value, error) for value, error in [*BAD_SECONDS, (None, TypeError)]),
     *(("methods", v, TypeError) for v in ("GET", "", b"GET", None, 5, {"GET": 1, 5: 2}, [b"GET"])),
@@ -91,6 +107,8 @@ BAD: list[tuple[str, Any, type[Exception]]] = [
     *(("exceptions", v, TypeError) for v in (["ReadTimeout"], [httpx.ReadTimeout("")], [int])),
     *(("exceptions", v, TypeError) for v in ([None], [KeyboardInterrupt], [BaseException])),
     *(("backoff", value, TypeError) for value in (None, 1.0, "exponential", [1, 2, 4])),
+    *(("retry_after", value, TypeError) for value in (None, 1.0, "x-ratelimit-reset", ["a"])),
+    *(("retry_unsent", value, TypeError) for value in (None, 1, 0, "yes", len)),
     *(("should_retry", value, TypeError) for value in (True, "yes", 5, [len])),
     *(("budget", value, TypeError) for value in (True, 10, "10", RetryBudget)),
 ]
@@ -147,11 +165,13 @@ def test_bad_values_are_refused_by_name_and_value(
             {"exceptions": httpx.ReadTimeout},
             (
                 "exceptions must be a collection such as [httpx.ReadTimeout], "
-                "not <class 'httpx.ReadTimeout'>"
+                f"not {httpx.ReadTimeout!r}"
             ),
         ),
         ({"exceptions": [int]}, "exceptions must hold exception types, not <class 'int'>"),
         ({"backoff": 1.0}, "backoff must be a function, not 1.0"),
+        ({"retry_after": "retry-after"}, "retry_after must be a function, not 'retry-after'"),
+        ({"retry_unsent": 1}, "retry_unsent must be True or False, not 1"),
         ({"should_retry": True}, "should_retry must be a function, not True"),
     ],
 )
@@ -162,7 +182,7 @@ def test_messages_say_what_was_wrong_and_what_to_do(changes: Any, message: str) 
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize("name", ["total_timeout", "max_retry_after"])
+@pytest.mark.parametrize("name", ["attempt_timeout", "total_timeout", "max_retry_after"])
 @pytest.mark.parametrize("value", [2_147_484, 1e300, pytest.param(10**400, id="huge")])
 def test_more_seconds_than_a_socket_can_wait_are_refused_with_the_limit(
     name: str, value: float
@@ -198,7 +218,10 @@ def test_replace_checks_as_the_constructor_does(name: str) -> None:
         {"max_attempts": 1},
         {"max_attempts": 10**9},
         {"total_timeout": 0.001},
+        {"attempt_timeout": 30},
         {"total_timeout": 30},
+        {"attempt_timeout": 0.001},
+        {"attempt_timeout": 60, "total_timeout": 30},
         {"max_retry_after": 0},
         {"max_retry_after": 2_147_483},
         {"methods": ()},
@@ -213,6 +236,8 @@ def test_replace_checks_as_the_constructor_does(name: str) -> None:
         {"exceptions": {httpx.ReadError: "why"}},
         {"exceptions": {OSError, Exception}},
         {"backoff": lambda attempt: 0.0},
+        {"retry_after": lambda response: None},
+        {"retry_unsent": True},
         {"should_retry": lambda request, outcome: None},
         {"budget": RetryBudget()},
     ],
@@ -254,6 +279,96 @@ def test_a_live_table_with_a_wrong_key_is_refused_by_the_next_constructor(
         RetryPolicy()
     with pytest.raises(TypeError, match=f"{table} must hold .*, not '503'"):
         httpx_production.ProductionHTTPClient(transport=httpx.MockTransport(lambda request: None))  # type: ignore[arg-type,return-value]
+
+
+# --- which requests -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ['"8e03978e"', "8e03978e", "0", "a b", "-", "''"])
+def test_an_idempotency_key_makes_any_method_repeatable(key: str) -> None:
+    """Whatever it says: its form is a matter between caller and server."""
+    request = httpx.Request("POST", "http://x", headers={"Idempotency-Key": key})
+    assert RetryPolicy().allows(request)
+
+
+@pytest.mark.parametrize("key", ["", " ", "\t  ", '""', ' "" ', '"  "', ", ", '"", ""'])
+def test_a_blank_idempotency_key_is_none(key: str) -> None:
+    """No server can tell a repetition by it: an empty variable, or an empty string in quotes."""
+    request = httpx.Request("POST", "http://x", headers={"Idempotency-Key": key})
+    assert not RetryPolicy().allows(request)
+    repeated = httpx.Request("POST", "http://x", headers=[("Idempotency-Key", key)] * 2)
+    assert not RetryPolicy().allows(repeated)
+
+
+@pytest.mark.parametrize("method", ["QUERY", "query"])
+def test_query_may_be_repeated_where_httpx_knows_it(method: str) -> None:
+    """RFC 10008: safe and idempotent; httpx2 has `client.query()`."""
+    assert RetryPolicy().allows(httpx.Request(method, "http://x")) is bool(QUERY)
+    assert RetryPolicy(methods={"query"}).allows(httpx.Request(method, "http://x"))
+
+
+def test_query_is_decided_by_the_httpx_that_is_there() -> None:
+    """Asked of the thing itself, once, when the module is imported."""
+    text = "import httpx; httpx.query = print; from httpx_production import RetryPolicy"
+    command = [sys.executable, "-W", "ignore", "-c", f"{text}; print(*RetryPolicy().methods)"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=15, check=True)
+    methods = {"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "QUERY"}
+    assert set(done.stdout.split()) == methods
+
+
+# --- what a response asks for ---------------------------------------------------------------------
+
+
+def wait(asked: Any, **headers: str) -> float:
+    """What a policy waits whose own function says so; the backoff is told by its 0.25 s."""
+    policy = RetryPolicy(backoff=lambda attempt: 0.25, retry_after=lambda response: asked)
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return policy.delay(0, httpx.Response(503, headers=named))
+
+
+@pytest.mark.parametrize(
+    ("asked", "delay"),
+    [
+        (7, 7.0), (1.5, 1.5), (300, 300.0), (300.1, math.inf), (1e300, math.inf),
+        (math.inf, math.inf), (None, 0.25), (0, 0.25), (0.0, 0.25), (-1, 0.25),
+        (-math.inf, 0.25), (math.nan, 0.25), pytest.param(10**400, math.inf, id="huge"),
+    ],
+)  # fmt: skip
+def test_a_policy_s_own_retry_after_says_how_long(asked: float | None, delay: float) -> None:
+    """None, nothing and the past mean the backoff; too long means not at all."""
+    assert wait(asked) == delay
+    assert type(wait(asked)) is float
+
+
+def test_a_policy_s_own_retry_after_replaces_the_headers() -> None:
+    """It may ask the default one itself."""
+    assert wait(2, Retry_After="7") == 2
+    assert wait(None, Retry_After="7") == 0.25
+    policy = RetryPolicy(retry_after=lambda response: 2 * (read_retry_after(response) or 0))
+    assert policy.delay(0, httpx.Response(503, headers={"Retry-After": "7"})) == 14
+
+
+@pytest.mark.parametrize("asked", ["7", b"7", True, False, [7], 7j, Decimal(7), timedelta(7)])
+def test_a_retry_after_that_returns_no_number_is_an_error(asked: Any) -> None:
+    """Named, with what it returned: a string would be waited for by nobody."""
+    with pytest.raises(TypeError) as caught:
+        wait(asked)
+    message = f"retry_after(response) must return seconds or None, not {asked!r}"
+    assert str(caught.value) == message
+
+
+def test_an_exception_is_asked_for_nothing() -> None:
+    """Only a response can say when to come back."""
+    policy = RetryPolicy(backoff=lambda attempt: 0.25, retry_after=lambda response: 7)
+    assert policy.delay(0, httpx.ReadTimeout("")) == 0.25
+
+
+def rate_limit_reset(response: httpx.Response) -> float | None:
+    """GitHub's way: the moment, in seconds since 1970, when requests count anew."""
+    reset = response.headers.get("x-ratelimit-reset", "")
+    if response.headers.get("x-ratelimit-remaining") == "0" and reset.isdecimal():
+        return float(reset) - time.time()
+    return read_retry_after(response)
 
 
 # --- a value --------------------------------------------------------------------------------------
@@ -300,12 +415,112 @@ def test_replace_derives_a_policy_and_keeps_the_live_tables() -> None:
     assert derived.exceptions is HTTPX_EXCEPTIONS
 
 
-@pytest.mark.parametrize("duplicate", [copy.copy, lambda p: pickle.loads(pickle.dumps(p))])
-def test_a_copy_is_equal(duplicate: Callable[[RetryPolicy], RetryPolicy]) -> None:
+def pickled(policy: RetryPolicy) -> Any:
+    return pickle.loads(pickle.dumps(policy))
+
+
+def own_backoff(attempt: int) -> float:
+    return 0.0
+
+
+DUPLICATES: list[Callable[[RetryPolicy], RetryPolicy]] = [copy.copy, copy.deepcopy, pickled]
+duplicates = pytest.mark.parametrize(
+    "duplicate", DUPLICATES, ids=["copied", "deep-copied", "pickled"]
+)
+
+
+@duplicates
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"max_attempts": 3, "methods": ["GET"], "attempt_timeout": 2, "total_timeout": 9.5},
+        {"status_codes": {503}, "exceptions": [httpx.ReadError], "max_retry_after": 0},
+        {"status_codes": range(500, 600), "exceptions": (httpx.ReadError,)},
+        {"backoff": own_backoff, "retry_after": parse_retry_after, "should_retry": own_backoff},
+        {"retry_unsent": True},
+    ],
+    ids=lambda changes: ",".join(changes),
+)
+def test_a_copy_is_equal(
+    duplicate: Callable[[RetryPolicy], RetryPolicy], changes: dict[str, Any]
+) -> None:
     """Policies travel to other processes, as settings do."""
-    policy = RetryPolicy(max_attempts=3, methods=["GET"])
+    policy = RetryPolicy(**changes)
+    for one in (policy, duplicate(policy)):
+        assert duplicate(one) == policy
+        assert hash(duplicate(one)) == hash(policy)
+
+
+@duplicates
+def test_a_copy_follows_the_live_tables(
+    duplicate: Callable[[RetryPolicy], RetryPolicy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They change every client that uses the default, a copied policy's and a used one's too."""
+    used = RetryPolicy()
+    assert 425 not in used.suspects
+    made = [duplicate(used), duplicate(dataclasses.replace(duplicate(used), max_attempts=2))]
+    monkeypatch.setitem(RETRIABLE_STATUS_CODES, 425, "Too Early")
+    monkeypatch.setitem(HTTPX_EXCEPTIONS, KeyError, "an own one")
+    for policy in made:
+        assert policy.status_codes is RETRIABLE_STATUS_CODES
+        assert policy.exceptions is HTTPX_EXCEPTIONS
+        assert 425 in policy.suspects
+        assert policy.covers(httpx.Response(425))
+        assert policy.covers(KeyError())
+
+
+def test_a_deep_copy_has_containers_of_its_own() -> None:
+    """Neither a set of the caller's nor the copy's changes the other; a plain copy shares it."""
+    statuses, kinds = {503}, [httpx.ReadError]
+    policy = RetryPolicy(status_codes=statuses, exceptions=kinds)
+    deep, shallow = copy.deepcopy(policy), copy.copy(policy)
+    statuses.add(418)
+    kinds.append(httpx.WriteError)
+    for outcome in (httpx.Response(418), httpx.WriteError("")):
+        assert (shallow.covers(outcome), deep.covers(outcome)) == (True, False)
+
+
+class Application:
+    """Holds what can't be copied, as applications do."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def decide(self, request: httpx.Request, outcome: object) -> bool | None:
+        return None
+
+
+def test_functions_are_shared_by_copies() -> None:
+    """A bound method would be copied with all that its object holds."""
+    policy = RetryPolicy(should_retry=Application().decide)
+    assert copy.deepcopy(policy).should_retry is copy.copy(policy).should_retry
+    assert copy.deepcopy({"policies": [policy]})["policies"] == [policy]
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, dataclasses.replace])
+def test_a_copy_shares_the_budget(duplicate: Callable[[RetryPolicy], RetryPolicy]) -> None:
+    """Two would allow twice as many retries."""
+    policy = RetryPolicy(budget=RetryBudget(burst=1))
     assert duplicate(policy) == policy
-    assert duplicate(policy).covers(httpx.Response(503))
+    assert duplicate(policy).budget is policy.budget
+
+
+def test_a_pickled_policy_has_a_budget_with_the_same_settings() -> None:
+    """What was counted stays here; policies that share a budget still do over there."""
+    policy = RetryPolicy(budget=RetryBudget(burst=3, ratio=0.5, window=9))
+    other = dataclasses.replace(policy, max_attempts=2)
+    there, too = pickle.loads(pickle.dumps([policy, other]))
+    assert repr(there.budget) == "RetryBudget(burst=3, ratio=0.5, window=9)"
+    assert there.budget is too.budget is not policy.budget
+
+
+def test_a_policy_can_be_shown_as_a_dict() -> None:
+    """Its arguments and nothing else, a budget among them."""
+    budget = RetryBudget()
+    shown = dataclasses.asdict(RetryPolicy(max_attempts=2, budget=budget))
+    assert list(shown) == list(inspect.signature(RetryPolicy).parameters)
+    assert (shown["max_attempts"], shown["budget"]) == (2, budget)
 
 
 def test_repr_names_the_fields_and_nothing_else() -> None:
@@ -313,7 +528,7 @@ def test_repr_names_the_fields_and_nothing_else() -> None:
     text = repr(
         RetryPolicy(max_attempts=2, total_timeout=1.5, methods={"GET"}, budget=RetryBudget())
     )
-    assert text.startswith("RetryPolicy(max_attempts=2, total_timeout=1.5, methods=frozenset(")
+    assert text.startswith("RetryPolicy(max_attempts=2, attempt_timeout=None, total_timeout=1.5, ")
     assert "budget=RetryBudget(burst=10, ratio=0.1, window=60.0)" in text
     assert "suspects" not in text
     assert "\n" not in text
@@ -331,3 +546,40 @@ def test_a_failed_attempt_is_a_frozen_record() -> None:
     assert not hasattr(failed, "__dict__")  # thousands of them may be kept
     with pytest.raises(TypeError):
         FailedAttempt(request, 0, httpx.ReadTimeout(""), 0.9, "Why")  # type: ignore[misc]
+
+
+# --- through the clients --------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_a_recipe_for_another_header_waits_as_it_says(
+    flavour: Flavour, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server's own way to say when to come back, and Retry-After where it says that."""
+    monkeypatch.setattr(time, "time", lambda: 1_000_000.0)
+    reset = {"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1000042"}
+    answers = iter([(403, reset), (429, {"Retry-After": "7"}), (429, {}), (200, {})])
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        status, headers = next(answers)
+        return httpx.Response(status, headers=headers)
+
+    policy = RetryPolicy(
+        status_codes={403, 429}, retry_after=rate_limit_reset, backoff=lambda attempt: 0.25
+    )
+    client = flavour.client(retry=policy, transport=httpx.MockTransport(answer))
+    assert (await flavour.run(client.get("https://api.example.com"))).status_code == 200
+    assert clock.delays == [42.0, 7.0, 0.25]
+
+
+@pytest.mark.anyio
+async def test_a_wish_of_a_policy_s_own_function_that_is_too_long_ends_the_call(
+    flavour: Flavour, clock: FakeClock
+) -> None:
+    """Above max_retry_after, as with Retry-After: the response is returned at once."""
+    policy = RetryPolicy(retry_after=lambda response: 301)
+    transport = httpx.MockTransport(lambda request: httpx.Response(503))
+    client = flavour.client(retry=policy, transport=transport)
+    response = await flavour.run(client.get("https://api.example.com"))
+    assert (response.status_code, response.extensions["retries"]) == (503, ())
+    assert clock.delays == []

@@ -46,25 +46,59 @@ def asctime(date: datetime) -> str:
         ("31536000000", 31536000000.0),
         ("9" * 5000, sys.float_info.max),
         ("0" * 5000 + "1", 1.0),
+        ("2.5", 2.5),
+        ("0.000", 0.0),
+        (" 3.0\t", 3.0),
+        ("1761031680.5", 1761031680.5),
+        ("9" * 5000 + ".5", sys.float_info.max),
+        ("0." + "9" * 5000, 1.0),
     ],
 )
 def test_ascii_digits_are_seconds(value: str, delay: float) -> None:
-    """RFC 9110 section 10.2.3: 1*DIGIT; too large for a float is the largest finite one."""
+    """RFC 9110 section 10.2.3, and a fraction, since to drop it would be earlier than asked."""
     assert parse_retry_after(value) == delay
+
+
+@pytest.mark.parametrize(
+    ("value", "delay"),
+    [
+        ("3, 3", 3.0),
+        ("3,3", 3.0),
+        ("3, 120", 120.0),
+        ("120 \t,\t 3", 120.0),
+        ("2.5, 2", 2.5),
+        ("0, 0", 0.0),
+        (", 3,, ", 3.0),
+        ("3, soon", 3.0),
+        ("-5, 3", 3.0),
+        ("1, " * 500 + "2", 2.0),
+        ("5, Wed, 21 Oct 2026 07:30:00 GMT", 120.0),
+        ("Wed, 21 Oct 2026 07:30:00 GMT, 500", 500.0),
+        ("Wed, 21 Oct 2026 07:30:00 GMT, Wed, 21 Oct 2026 07:31:00 GMT", 180.0),
+        ("Wednesday, 21-Oct-26 07:31:00 GMT, Wed Oct 21 07:30:00 2026", 180.0),
+        ("Wed Oct 21 07:30:00 2026, Wed Oct 21 07:30:00 2026", 120.0),
+        ("5, Thu, 01 Jan 1970 00:00:00 GMT", 5.0),
+    ],
+)
+def test_of_several_values_the_longest_counts(value: str, delay: float) -> None:
+    """A header that was sent twice arrives joined by commas; never earlier than any of it asks."""
+    assert parse_retry_after(value, now=NOW) == delay
 
 
 @pytest.mark.parametrize(
     "value",
     [
-        "", " ", "\t", "-5", "+5", "- 5", "1e3", "1.5", "1,5", "1_000", "0x10", "5s", "5 s", "1 2",
+        "", " ", "\t", "-5", "+5", "- 5", "1e3", "1.", ".5", "1.5.2", "-1.5", "1_000",
+        "0x10", "5s", "5 s", "1 2",
         "inf", "Infinity", "nan", "NaN", "None", "true", "now", "tomorrow", "PT5S", "00:05",
-        "120, 120", "120;120", "\u0661", "\u00b2", "\uff11\uff12", "\u0967", "\u2460", "5\n", "\n5",
+        ",", ", ,", "soon, later", "-5, 1e3", "120;120",
+        "\u0661", "\u00b2", "\uff11\uff12", "\u0967", "\u2460", "5\n", "\n5",
         "5\x00", "\u00a05", "\u20035", "\ud800", "\U0001d7d8", "2026-10-21", "2026-10-21T07:28:00Z",
-        "1761031680.5",
+        "\u0661.5", "1.\u0665", "1\u066b5",
     ],
 )  # fmt: skip
 def test_what_is_no_delay_and_no_date_is_none(value: str) -> None:
-    """Signs, fractions, units, other scripts' digits and joined duplicates match no grammar."""
+    """Signs, exponents, units and other scripts' digits match no grammar."""
     assert parse_retry_after(value) is None
 
 
@@ -88,7 +122,10 @@ def test_any_number_of_digits_is_its_number(number: int) -> None:
 @given(st.one_of(st.text(), st.text("0123456789 ,:-+.eGMTadn\u0661\u00b2\uff11"), st.characters()))
 def test_any_text_is_none_or_finite_seconds(value: str) -> None:
     """Never raises, never negative, never infinite, never NaN."""
-    delay = parse_retry_after(value)
+    assert_none_or_finite(parse_retry_after(value))
+
+
+def assert_none_or_finite(delay: float | None) -> None:
     assert delay is None or (isinstance(delay, float) and 0 <= delay < math.inf)
 
 
@@ -150,7 +187,8 @@ def test_asctime_pads_its_day_with_a_space(value: str, day: int) -> None:
         "Wed, 21 Oct 2026 24:00:00 GMT",
         "Wed, 21 Oct 2026 07:60:00 GMT",
         "Wed, 21 Oct 2026 07:30:60 GMT",
-        "Wed, 21 Oct 2026 07:30:00 GMT, Wed, 21 Oct 2026 07:30:00 GMT",
+        "Wed, 21 Oct 2026 07:30:00 GMT Wed, 21 Oct 2026 07:30:00 GMT",
+        "Wed,, 21 Oct 2026 07:30:00 GMT",
         "Wed, 21 Oct 2026 07:30:00 GMT\n",
         "Wed, \u0662\u0661 Oct 2026 07:30:00 GMT",
         "Wed, 21-Oct-26 07:30:00 GMT",
@@ -197,6 +235,40 @@ def test_imf_and_asctime_dates_come_back_as_they_were(date: datetime, now: datet
     expected = max(0.0, (date - now).total_seconds())
     assert parse_retry_after(imf(date), now=now) == expected
     assert parse_retry_after(asctime(date), now=now) == expected
+
+
+DAY, MONTH = st.sampled_from([*DAYS, *(day[:3] for day in DAYS)]), st.sampled_from(MONTHS)
+TWO = st.integers(0, 99).map("{:02}".format)
+YEAR = st.one_of(TWO, st.integers(0, 9999).map("{:04}".format))
+CLOCK = st.tuples(TWO, TWO, TWO).map(":".join)
+SHAPED = st.one_of(
+    st.builds("{}, {} {} {} {} GMT".format, DAY, TWO, MONTH, YEAR, CLOCK),
+    st.builds("{}, {}-{}-{} {} GMT".format, DAY, TWO, MONTH, YEAR, CLOCK),
+    st.builds("{} {} {} {} {}".format, DAY, MONTH, TWO, CLOCK, YEAR),
+    st.builds("{}.{}".format, st.integers(), st.integers()),
+    st.text("0123456789.,-+e", max_size=9),
+)
+ANY_CLOCK = st.datetimes(
+    timezones=st.one_of(
+        st.none(),
+        st.timedeltas(timedelta(hours=-23), timedelta(hours=23)).map(timezone),
+        st.timezones(),
+    )
+)
+
+
+@given(values=st.lists(SHAPED, min_size=1, max_size=4), now=ANY_CLOCK)
+def test_whatever_looks_like_a_value_is_none_or_finite_by_any_clock(
+    values: list[str], now: datetime
+) -> None:
+    """Never raises: no day that doesn't exist, and no clock at either end of time."""
+    delays = [parse_retry_after(value, now=now) for value in values]
+    for delay in delays:
+        assert_none_or_finite(delay)
+    listed = parse_retry_after(", ".join(values), now=now)
+    assert_none_or_finite(listed)
+    given = [delay for delay in delays if delay is not None]
+    assert not given or (listed is not None and listed >= max(given))
 
 
 @given(
@@ -315,7 +387,11 @@ def test_retry_after_replaces_the_backoff_on_every_status(status: int) -> None:
         ({"Retry-After": "soon"}, 0.25),
         ({"Retry-After": "0"}, 0.25),
         ({"Retry-After": "-5"}, 0.25),
-        ({"Retry-After": "120, 120"}, 0.25),
+        ({"Retry-After": "120, 120"}, 120.0),
+        ({"Retry-After": "1.5"}, 1.5),
+        ({"Retry-After": "0, 0.0"}, 0.25),
+        ({"Retry-After": "5, 301"}, math.inf),
+        ({"Retry-After": "300.001"}, math.inf),
         ({"Retry-After": "Thu, 01 Jan 1970 00:00:00 GMT"}, 0.25),
         ({"Retry-After": "300"}, 300.0),
         ({"Retry-After": "301"}, math.inf),
@@ -336,7 +412,9 @@ def test_retry_after_replaces_the_backoff_on_every_status(status: int) -> None:
         ({"Retry-After-Ms": ".5", "Retry-After": "7"}, 7.0),
         ({"Retry-After-Ms": "nan", "Retry-After": "7"}, 7.0),
         ({"Retry-After-Ms": "inf", "Retry-After": "7"}, 7.0),
-        ({"Retry-After-Ms": "1, 2", "Retry-After": "7"}, 7.0),
+        ({"Retry-After-Ms": "1000, 2000", "Retry-After": "7"}, 2.0),
+        ({"Retry-After-Ms": "1000, 1e9", "Retry-After": "7"}, 1.0),
+        ({"Retry-After-Ms": "Wed Oct 21 07:30:00 2026", "Retry-After": "7"}, 7.0),
         ({"Retry-After-Ms": "\u00b2", "Retry-After": "7"}, 7.0),
     ],
 )
@@ -346,10 +424,23 @@ def test_the_wait_that_headers_ask_for(headers: dict[str, str], delay: float) ->
     assert delay_of(raw) == delay  # type: ignore[arg-type]
 
 
-def test_a_repeated_retry_after_is_ignored() -> None:
-    """RFC 9110 section 5.3: a singleton given twice matches no grammar."""
-    response = httpx.Response(503, headers=[("Retry-After", "1"), ("Retry-After", "1")])
-    assert RetryPolicy(backoff=lambda attempt: 0.25).delay(0, response) == 0.25
+@pytest.mark.parametrize(
+    ("name", "values", "delay"),
+    [
+        ("Retry-After", ["3", "3"], 3.0),
+        ("Retry-After", ["3", "7.5", "1"], 7.5),
+        ("Retry-After", [imf(NOW + timedelta(seconds=9)), "3"], 9.0),
+        ("Retry-After", [rfc850(NOW), asctime(NOW + timedelta(seconds=9))], 9.0),
+        ("Retry-After-Ms", ["1500", "1500"], 1.5),
+    ],
+)
+def test_a_repeated_header_line_asks_for_the_longest_wait(
+    name: str, values: list[str], delay: float
+) -> None:
+    """A proxy that adds its own line to the server's makes none of them void."""
+    headers = [("Date", imf(NOW)), *((name, value) for value in values)]
+    response = httpx.Response(503, headers=headers)
+    assert RetryPolicy(backoff=lambda attempt: 0.25).delay(0, response) == delay
 
 
 # --- pendulum is imported when the first date arrives ---------------------------------------------
@@ -381,3 +472,64 @@ def test_pendulum_is_imported_when_a_date_arrives(
     command = [sys.executable, "-W", "ignore", "-c", IMPORTED.format(headers)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=15, check=True)
     assert done.stdout.strip() == str(imported)
+
+
+# --- when a test has replaced the clock -----------------------------------------------------------
+
+# Each is a program of its own: what pendulum inherits from is settled once in a process.
+FROZEN = """
+from datetime import datetime
+import freezegun, httpx
+from httpx_production import RetryPolicy, parse_retry_after
+
+DATE, LATER = "Thu, 01 Jan 2026 00:00:00 GMT", "Thursday, 01-Jan-26 00:00:30 GMT"
+RESPONSE = httpx.Response(503, headers={"Date": DATE, "Retry-After": LATER})
+def delay():
+    return RetryPolicy().delay(0, RESPONSE)
+"""
+FREEZE = """
+with freezegun.freeze_time("2026-01-01"):
+    assert delay() == 30, delay()
+    assert parse_retry_after(LATER) == 30
+assert delay() == 30
+assert parse_retry_after(LATER) is not None
+"""
+SANE = """
+import pendulum
+assert datetime in pendulum.DateTime.__bases__, pendulum.DateTime.__mro__
+assert (pendulum.now() - pendulum.now()).total_seconds() < 1
+"""
+FREEZES_FIRST = f"""
+with freezegun.freeze_time("2026-01-01"):
+    import pendulum
+{FREEZE}
+"""
+STAND_IN = """
+import datetime as module
+class Stopped(module.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return cls(2026, 1, 1, tzinfo=tz)
+real, module.datetime = module.datetime, Stopped
+assert delay() == 30
+module.datetime = real
+assert delay() == 30
+"""
+MOCKED = """
+from unittest import mock
+with mock.patch("datetime.datetime"):
+    assert delay() == 30
+assert delay() == 30
+"""
+
+
+@pytest.mark.parametrize(
+    "program",
+    [FREEZE + SANE, "delay()\n" + FREEZE + SANE, FREEZES_FIRST, STAND_IN + SANE, MOCKED + SANE],
+    ids=["frozen", "frozen later", "pendulum imported frozen", "a class of its own", "a mock"],
+)
+def test_a_clock_that_a_test_has_replaced_breaks_nothing(program: str) -> None:
+    """Dates are read meanwhile and afterwards, and pendulum stays whole for the rest of it."""
+    command = [sys.executable, "-W", "ignore", "-c", FROZEN + program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=15)
+    assert done.returncode == 0, done.stderr
