@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import httpx
 import pytest
 
-from httpx_production.retry import Call
+from httpx_production._call import Call
 
 SCRIPT = Path(__file__).parent.parent / "examples" / "fleet_simulation.py"
 CLIENTS = 150
@@ -97,12 +97,12 @@ def waits(policy: Any, outcome: Exception) -> list[int]:
 
 def simulated_waits(simulated: Any, fleet: ModuleType) -> list[int]:
     """The same of one call in the simulation, with its time standing still."""
-    simulated.fail(0, 0, fleet.REFUSED)
+    simulated.fail(fleet.Attempt(0), fleet.REFUSED)
     found = []
     while simulated.due:
-        tick, ((_, attempt),) = simulated.due.popitem()
+        tick, (attempt,) = simulated.due.popitem()
         found.append(tick)
-        simulated.fail(0, attempt, fleet.REFUSED)
+        simulated.fail(attempt, fleet.REFUSED)
     return found
 
 
@@ -110,7 +110,7 @@ def test_budgets_go_by_the_simulated_clock(fleet: ModuleType) -> None:
     """A minute of simulated time fills a budget again; each client has one of its own."""
     simulated = fleet.Fleet("default + budget", fleet.EPISODES["outage"], 2, 1)
     mine, yours = (policy.budget for policy in simulated.policies)
-    assert [mine.withdraw(fleet.ORIGIN) for _ in range(11)] == [True] * 10 + [False]
+    assert [bool(mine.withdraw(fleet.ORIGIN)) for _ in range(11)] == [True] * 10 + [False]
     assert yours.withdraw(fleet.ORIGIN)
     simulated.now = 61.0
     assert mine.withdraw(fleet.ORIGIN)

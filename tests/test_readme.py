@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ from httpx_production import (
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+#: Without those that need other packages: tests/ecosystem/test_readme_tests.py runs these.
+BLOCKS = re.findall(
+    r"(?<!<!-- ecosystem -->\n)^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE
+)
 
 
 @pytest.fixture
@@ -79,7 +83,8 @@ def test_the_tables_of_what_is_retried_are_the_code_s() -> None:
 
 def test_the_constructor_s_reference_is_complete() -> None:
     """Each argument and default of the signature stands in one row of the table."""
-    rows = re.findall(r"^\| (`[^|]*`) \| ([^|]*) \|", README.split("## Constructor")[1], re.M)
+    section = README.split("## Constructor")[1].split("<!-- policy -->")[0]
+    rows = re.findall(r"^\| (`[^|]*`) \| ([^|]*) \|", section, re.M)
     documented: dict[str, str] = {}
     for names, defaults in rows:
         found, values = re.findall(r"`(\w+)`", names), defaults.split()
@@ -87,6 +92,21 @@ def test_the_constructor_s_reference_is_complete() -> None:
     parameters = inspect.signature(ProductionHTTPClient.__init__).parameters.values()
     actual = {p.name: str(p.default) for p in parameters if p.kind is p.KEYWORD_ONLY}
     assert documented == actual
+
+
+def test_the_policy_s_reference_is_complete() -> None:
+    """Each field in the class's order, with its default where a word says it."""
+    text = README.split("<!-- policy -->\n")[1].split("<!-- end -->")[0]
+    documented: list[tuple[str, str]] = []
+    for row in text.splitlines()[2:]:
+        names, defaults, _ = (cell.strip() for cell in row.strip("|").split("|"))
+        found = re.findall(r"`(\w+)`", names)
+        documented += zip(found, defaults.split() or [""] * len(found), strict=True)
+    actual = {field.name: field.default for field in fields(RetryPolicy)}
+    assert [name for name, _ in documented] == list(actual)
+    for name, default in documented:
+        value = actual[name]
+        assert default in ("", getattr(value, "__name__", str(value)))
 
 
 def test_what_is_exported_is_mentioned() -> None:

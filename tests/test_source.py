@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import tomllib
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,13 +20,13 @@ import pytest
 
 import httpx_production
 from httpx_production import client, retry
-from httpx_production._bodies import ensure_complete
+from httpx_production._response_body import ensure_complete
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src" / "httpx_production").rglob("*.py"))
-TESTS = sorted((ROOT / "tests").glob("test_*.py"))
+TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 LONGEST = 25  # lines of a function's body, docstring excluded
-PRIVATE = ROOT / "src" / "httpx_production" / "_pool"  # where httpcore's names are used
+PRIVATE = ROOT / "src" / "httpx_production" / "transport"  # where httpcore's names are used
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -59,7 +60,9 @@ in_sources = pytest.mark.parametrize(
 )
 WALLED = [path for path in SOURCES if PRIVATE not in path.parents]
 in_walled = pytest.mark.parametrize("path", WALLED, ids=[path.name for path in WALLED])
-in_tests = pytest.mark.parametrize("path", TESTS, ids=[path.name for path in TESTS])
+in_tests = pytest.mark.parametrize(
+    "path", TESTS, ids=[str(path.relative_to(ROOT / "tests")) for path in TESTS]
+)
 
 
 # --- size and words -------------------------------------------------------------------------------
@@ -87,15 +90,15 @@ def test_every_file_begins_with_a_docstring(path: Path) -> None:
     """It says what lives here, and what doesn't, so that a reader knows where to look."""
     text = ast.get_docstring(tree(path))
     assert text
-    assert text[0].isupper() or text.startswith(("httpx", "httpcore", "total_timeout"))
+    assert text[0].isupper() or text.startswith(("httpx", "httpcore", "attempt_timeout"))
     assert len(re.findall(r"[.?!](?=\s|$)", text)) <= 6
 
 
-@pytest.mark.parametrize("name", httpx_production.__all__)
+@pytest.mark.parametrize("name", sorted({*httpx_production.__all__} - {"__version__"}))
 def test_every_public_name_explains_itself(name: str) -> None:
-    """Docstrings for classes, their methods and functions; a comment for the tables."""
+    """Docstrings for classes, their methods and functions; a comment for what is none of these."""
     public = getattr(httpx_production, name)
-    if isinstance(public, dict):
+    if isinstance(public, dict | types.UnionType):
         assert re.search(rf"(?m)^#: .*\n(#: .*\n)*{name}\b", inspect.getsource(retry))
         return
     assert inspect.getdoc(public)
@@ -113,11 +116,12 @@ def test_all_is_sorted_and_complete() -> None:
         for name, value in vars(httpx_production).items()
         if not name.startswith("_") and not isinstance(value, types.ModuleType)
     }
-    assert shown == set(names)
+    assert shown | {"__version__"} == set(names)
     assert set(names) == {
         "ProductionHTTPClient", "AsyncProductionHTTPClient", "RetryPolicy", "FailedAttempt",
-        "RetryBudget", "RETRIABLE_STATUS_CODES", "HTTPX_EXCEPTIONS", "jittered_backoff",
-        "parse_retry_after",
+        "PooledTransport", "AsyncPooledTransport", "PoolStats", "RetryBudget", "Outcome",
+        "RETRIABLE_STATUS_CODES", "HTTPX_EXCEPTIONS", "jittered_backoff",
+        "parse_retry_after", "__version__",
     }  # fmt: skip
 
 
@@ -126,6 +130,12 @@ def test_the_package_holds_exports_and_nothing_else() -> None:
     statements = tree(ROOT / "src" / "httpx_production" / "__init__.py").body
     kinds = {type(statement) for statement in statements[1:]}
     assert kinds == {ast.ImportFrom, ast.Assign}
+
+
+def test_the_version_is_the_distribution_s() -> None:
+    """Written twice, since to ask the installed metadata would cost an import."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert httpx_production.__version__ == project["version"]
 
 
 @in_tests
@@ -203,7 +213,7 @@ def test_private_names_of_httpx_stay_behind_the_wall(path: Path) -> None:
     """Outside the pool's files: neither as an attribute, nor by name in a string, nor imported."""
     own, found = own_names(), set[str]()
     for node in ast.walk(tree(path)):
-        found |= named_in_strings(node)
+        found |= named_in_strings(node) - own
         if isinstance(node, ast.Attribute) and private(node.attr) and node.attr not in own:
             found.add(node.attr)
         if isinstance(node, ast.ImportFrom) and not node.level:
@@ -211,9 +221,11 @@ def test_private_names_of_httpx_stay_behind_the_wall(path: Path) -> None:
             found |= set(filter(private, parts))
         if isinstance(node, ast.Import):
             found |= {part for one in node.names for part in one.name.split(".") if private(part)}
-    assert found == ({"_decoder"} if path.name == "_bodies.py" else set())
+    assert found == set()
 
 
+# Where httpx builds its transports: the two private methods of its clients that ours override.
+OVERRIDDEN = {"_init_transport", "_init_proxy_transport"}
 CLASSES = (client.ProductionHTTPClient, client.AsyncProductionHTTPClient)
 
 
@@ -237,22 +249,43 @@ def test_own_private_names_are_used_on_own_objects(path: Path) -> None:
 
 
 def test_our_clients_private_names_are_none_of_httpx_s() -> None:
-    """Else httpx would call ours in place of its own, or overwrite it."""
+    """Else httpx would call ours in place of its own, or overwrite it; two are meant to be."""
     ours = {name for kind in CLASSES for part in kind.__mro__[:2] for name in vars(part)}
     theirs = private_names(httpx.Client()) | private_names(httpx.AsyncClient())
-    assert set(filter(private, ours)) & theirs == set()
+    assert set(filter(private, ours)) & theirs == OVERRIDDEN
 
 
-def test_one_private_name_is_used_in_one_place() -> None:
-    """`_decoder`, in `ensure_complete` alone, because no public name leads to the decompressor."""
-    users = [
-        function.name
-        for path in SOURCES
-        for function in functions(tree(path))
-        for node in ast.walk(function)
+@pytest.mark.parametrize("kind", CLASSES)
+def test_httpx_still_builds_its_transports_where_ours_are_built(kind: Any) -> None:
+    """Fails loudly when httpx renames a method: then its own transports would be used again."""
+    built = kind(proxy="http://127.0.0.1:9")
+    assert {type(one) for one in (built._transport, *built._mounts.values())} == {
+        kind._transport_class
+    }
+    parent = httpx.Client if issubclass(kind, httpx.Client) else httpx.AsyncClient
+    names = {"verify", "cert", "trust_env", "http1", "http2", "limits"}
+    for name, own in (("_init_transport", "transport"), ("_init_proxy_transport", "proxy")):
+        assert {*names, own} == {*inspect.signature(getattr(parent, name)).parameters} - {"self"}
+
+
+def test_one_private_name_is_written_in_one_place() -> None:
+    """`_decoder`, as `DECODER`, because no public name leads to the decompressor."""
+    written = [
+        (path.name, node.value)
+        for path in WALLED
+        for node in ast.walk(tree(path))
         if isinstance(node, ast.Constant) and node.value == "_decoder"
     ]
-    assert users == ["ensure_complete"]
+    assert written == [("_response_body.py", "_decoder")]
+    used = [
+        path.name
+        for path in WALLED
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call)
+        and any(isinstance(one, ast.Name) and one.id == "DECODER" for one in node.args)
+    ]
+    assert used.count("client.py") == 2
+    assert set(used) == {"client.py", "_response_body.py"}
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br"])
@@ -284,7 +317,10 @@ def compressed(encoding: str) -> bytes:
 class Synchronous(ast.NodeTransformer):
     """Takes out of a method what makes it async."""
 
-    names: ClassVar = {"aread": "read", "aclose": "close", "async_sleep": "sleep"}
+    names: ClassVar = {
+        "aread": "read", "aclose": "close", "async_sleep": "sleep", "adiscard": "discard",
+        "atake_small": "take_small",
+    }  # fmt: skip
 
     def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
         return self.generic_visit(ast.FunctionDef(**dict(ast.iter_fields(node))))
@@ -301,7 +337,7 @@ class Synchronous(ast.NodeTransformer):
         return node
 
     def visit_If(self, node: ast.If) -> ast.AST:
-        if ast.unparse(node.test).startswith("isawaitable("):  # a hook may be of either kind
+        if ast.unparse(node.test).startswith("isawaitable("):  # awaited, or refused
             call = ast.parse(ast.unparse(node.test)).body[0].value.args[0].value  # type: ignore[attr-defined]
             return ast.Expr(call)
         return self.generic_visit(node)
@@ -312,16 +348,21 @@ def sync_text(name: str, cls: type) -> str:
     return ast.unparse(ast.fix_missing_locations(Synchronous().visit(ast.parse(source))))
 
 
-@pytest.mark.parametrize("name", ["send", "_judge", "_recover", "_pause"])
+@pytest.mark.parametrize(
+    "name", ["send", "_repeat", "_attempt", "_judge", "_finish", "_recover", "_pause"]
+)
 def test_the_two_loops_differ_in_await_alone(name: str) -> None:
     """Written twice, held together here: nobody mends one and forgets the other."""
     assert sync_text(name, CLASSES[0]) == sync_text(name, CLASSES[1])
 
 
 def test_the_clients_hold_nothing_but_the_loop() -> None:
-    """Whatever else they have is written once, in `_options.py`."""
+    """Whatever else they have is written once, in `_constructor.py`."""
     own = [{name for name, value in vars(kind).items() if callable(value)} for kind in CLASSES]
-    assert own[0] == {"send", "_in_time", "_judge", "_recover", "_pause"}
+    assert own[0] == {
+        "send", "_repeat", "_attempt", "_judge", "_finish", "_recover", "_pause", "_in_time",
+        "_may_overrun", "_time_for_hooks", "_transport_class",
+    }  # fmt: skip
     assert own[1] == {*own[0], "close"}
 
 
@@ -362,6 +403,7 @@ def test_the_import_brings_nothing_that_httpx_does_not() -> None:
 
 
 def test_private_modules_are_private() -> None:
-    """Public are the package, `client` and `retry`; an underscore marks the rest."""
-    assert {path.stem for path in WALLED if not path.stem.startswith("_")} == {"client", "retry"}
+    """Public are the package, `client`, `retry` and `testing`; an underscore marks the rest."""
+    public = {path.stem for path in WALLED if not path.stem.startswith("_")}
+    assert public == {"client", "retry", "testing"}
     assert (ROOT / "src" / "httpx_production" / "py.typed").exists()

@@ -1,6 +1,6 @@
 """Mutation testing: change one thing in a module, and see whether a test notices.
 
-    uv run --group mutation tests/benchmarks/mutate.py [--part 1/4] [retry _bodies ...]
+    uv run --group mutation tests/benchmarks/mutate.py [--part 1/4] [retry _call ...]
 
 cosmic-ray's operators and two of our own; each mutant lives in a forked process alone, nothing is
 written to disk. Prints those that no test noticed: each needs a test, or a reason.
@@ -42,10 +42,14 @@ PACKAGE = TESTS.parent / "src" / "httpx_production"
 
 #: The tests that should notice, the fastest first (the first failure ends a mutant), and of which.
 NOTICED_BY = {
-    "retry": ("mutants decision policy retry_after budget", "not trio"),
-    "_bodies": ("mutants truncated_content bodies resources", "not trio"),
+    "retry": ("mutants decision policy retry_after permanent unsent budget", "not trio"),
+    "_call": ("mutants decision policy", "not trio"),
+    "_request_body": ("mutants bodies", "not trio"),
+    "_response_body": ("mutants truncated_content resources", "not trio"),
     "_deadline": ("mutants deadline", "not trio"),
-    "_pool.ledger": ("mutants pool", "not sync and not asyncio and not trio"),
+    "transport._assignment": ("transport/assignment", "not ctrl-c"),
+    "transport._http2_protocol": ("transport/http2_protocol", ""),
+    "transport._http2_stream": ("transport/http2_protocol", ""),
 }
 
 OPERATORS = (
@@ -108,9 +112,7 @@ def meaning(source: str) -> str:
 def mutants(source: str) -> Iterator[str]:
     seen = {meaning(source)}
     for operator in operators():
-        occurrence = 0
-        while (mutant := mutate_code(source, operator, occurrence)) is not None:
-            occurrence += 1
+        for mutant in mutants_by(operator, source):
             try:
                 means = meaning(mutant)
             except SyntaxError:
@@ -118,6 +120,17 @@ def mutants(source: str) -> Iterator[str]:
             if means not in seen:
                 seen.add(means)
                 yield mutant
+
+
+def mutants_by(operator: Operator, source: str) -> Iterator[str]:
+    for occurrence in itertools.count():
+        try:
+            mutant = mutate_code(source, operator, occurrence)
+        except AttributeError:  # ExceptionReplacer takes no dotted name in a tuple
+            continue
+        if mutant is None:
+            return
+        yield mutant
 
 
 def difference(source: str, mutant: str) -> str:
@@ -148,7 +161,8 @@ def trial(module: str, source: str, quiet: bool) -> None:
     names, keywords = NOTICED_BY[module]
     options = "-x -q --tb=short -p no:cacheprovider --hypothesis-profile=mutants"
     options += " -W ignore::pytest.PytestAssertRewriteWarning"  # hypothesis was imported before
-    tests = [str(TESTS / f"test_{name}.py") for name in names.split()]
+    paths = [TESTS / name for name in names.split()]
+    tests = [str(path.with_name(f"test_{path.name}.py")) for path in paths]
     options += " --numprocesses=0"  # the mutant is in this process alone
     status = pytest.main([*options.split(), "--rootdir", str(TESTS.parent), "-k", keywords, *tests])
     sys.stdout.flush()

@@ -10,6 +10,8 @@ from conftest import FakeClock, Flavour
 from pytest_httpx import HTTPXMock
 from servers import ScriptedServer, answer
 
+from httpx_production.testing import no_waits
+
 pytestmark = pytest.mark.anyio
 
 URL = "https://api.example.com/things"
@@ -125,3 +127,30 @@ async def test_pytest_httpx_sees_no_second_post(
     response: Any = await flavour.run(flavour.client().post(URL, content=b"order"))
     assert response.status_code == 503
     assert [one.content for one in httpx_mock.get_requests()] == [b"order"]
+
+
+# --- no_waits() -----------------------------------------------------------------------------------
+
+
+@pytest.mark.httpx_mock(assert_all_requests_were_expected=False)
+async def test_pytest_httpx_with_too_few_answers_fails_at_once(
+    flavour: Flavour, httpx_mock: HTTPXMock
+) -> None:
+    """One attempt that was answered, one that wasn't: no third one, and nobody has waited."""
+    httpx_mock.add_response(status_code=503, headers={"Retry-After": "300"})
+    with no_waits():
+        exc = await flavour.outcome(flavour.client().get, URL)
+    assert isinstance(exc, httpx.TimeoutException)
+    assert str(exc).startswith("No response can be found for GET request on")
+    assert len(httpx_mock.get_requests()) == 2
+
+
+async def test_respx_without_waits(flavour: Flavour, respx_mock: respx.MockRouter) -> None:
+    """A client that the application has made itself runs through its attempts in no time."""
+    client = flavour.client()
+    route = respx_mock.get(URL)
+    route.side_effect = [httpx.Response(429, headers={"Retry-After": "300"}), httpx.Response(200)]
+    with no_waits():
+        response = await flavour.run(client.get(URL))
+    assert (response.status_code, route.call_count) == (200, 2)
+    assert response.extensions["retries"][0].delay == 300
