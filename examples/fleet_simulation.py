@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import httpx
 
@@ -90,7 +90,16 @@ EPISODES: Final = {
 
 # --- the simulation -------------------------------------------------------------------------------
 
-Due = dict[int, list[tuple[int, int]]]  # by tick: which client's attempt number so and so
+
+class Attempt(NamedTuple):
+    """One client's attempt, number 0 the first of its call."""
+
+    client: int
+    number: int = 0
+    token: Any = None  # what a budget gave for it
+
+
+Due = dict[int, list[Attempt]]  # by tick
 
 
 class Server:
@@ -131,15 +140,15 @@ class Fleet:
         """Let time pass, tick by tick."""
         for tick in range(len(self.calls)):
             self.tick, self.now = tick, tick * TICK
-            for client, attempt in self.answers.pop(tick, ()):
-                self.succeed(client, attempt)
-            for client, attempt in self.timeouts.pop(tick, ()):
-                self.fail(client, attempt, TIMED_OUT)
-            callers = [(client, 0) for client in self.callers()]
+            for attempt in self.answers.pop(tick, ()):
+                self.succeed(attempt)
+            for attempt in self.timeouts.pop(tick, ()):
+                self.fail(attempt, TIMED_OUT)
+            callers = [Attempt(client) for client in self.callers()]
             arriving = self.due.pop(tick, []) + callers
             self.calls[tick], self.attempts[tick] = len(callers), len(arriving)
-            for client, attempt in arriving:
-                self.send(client, attempt)
+            for attempt in arriving:
+                self.send(attempt)
 
     def callers(self) -> list[int]:
         """Draw the clients that begin a call in this tick."""
@@ -147,30 +156,32 @@ class Fleet:
         number = self.demand.binomialvariate(len(self.policies), rate * TICK)
         return self.demand.choices(range(len(self.policies)), k=number)
 
-    def send(self, client: int, attempt: int) -> None:
+    def send(self, attempt: Attempt) -> None:
         """Make an attempt. Its fate is known as soon as it stands in the queue."""
         seconds = self.server.accept(self.now)
         if seconds is None:
-            self.fail(client, attempt, REFUSED)
+            self.fail(attempt, REFUSED)
         elif seconds > READ_TIMEOUT:
-            self.timeouts[self.tick + round(READ_TIMEOUT / TICK)].append((client, attempt))
+            self.timeouts[self.tick + round(READ_TIMEOUT / TICK)].append(attempt)
         else:
             self.successes[self.tick] += 1
-            if self.policies[client].budget is not None:
-                self.answers[self.tick + 1 + int(seconds / TICK)].append((client, attempt))
+            if self.policies[attempt.client].budget is not None:
+                self.answers[self.tick + 1 + int(seconds / TICK)].append(attempt)
 
-    def fail(self, client: int, attempt: int, outcome: Exception) -> None:
+    def fail(self, attempt: Attempt, outcome: Exception) -> None:
         """Ask what the library's clients ask, in their order: attempts, wait, budget."""
-        policy = self.policies[client]
-        if attempt + 1 < policy.max_attempts:
-            delay = policy.delay(attempt, outcome)
-            if policy.budget is None or policy.budget.withdraw(ORIGIN):
-                self.due[self.tick + 1 + int(delay / TICK)].append((client, attempt + 1))
+        policy = self.policies[attempt.client]
+        if attempt.number + 1 < policy.max_attempts:
+            delay = policy.delay(attempt.number, outcome)
+            token = policy.budget and policy.budget.withdraw(ORIGIN)
+            if policy.budget is None or token:
+                again = Attempt(attempt.client, attempt.number + 1, token)
+                self.due[self.tick + 1 + int(delay / TICK)].append(again)
 
-    def succeed(self, client: int, attempt: int) -> None:
+    def succeed(self, attempt: Attempt) -> None:
         """Pay into the budget; a retry that succeeded gets its token back."""
-        if (budget := self.policies[client].budget) is not None:
-            budget.deposit(ORIGIN, refund=attempt > 0)
+        if (budget := self.policies[attempt.client].budget) is not None:
+            budget.deposit(ORIGIN, refund=attempt.token)
 
 
 # --- what comes out -------------------------------------------------------------------------------

@@ -117,7 +117,8 @@ class Timeline:
             reason = f"{outcome.status_code} {outcome.reason_phrase}"
             why = "a POST is sent once" if request.method == "POST" else "no attempts left"
             then = "done" if outcome.is_success else f"returned: {why}"
-        self.line(request, len(request.extensions["retries"]), reason, then)
+        bearer = outcome if isinstance(outcome, httpx.Response) else request
+        self.line(request, len(bearer.extensions["retries"]), reason, then)
         return outcome
 
     def line(self, request: httpx.Request, attempt: int, reason: str, then: str) -> None:
@@ -156,10 +157,10 @@ def check(server: FlakyServer, outcomes: list[Outcome]) -> None:
     assert statuses == [200, 200, 200, 503, 503], statuses
     assert isinstance(error, httpx.RemoteProtocolError), error
     assert "after 3 attempts" in error.__notes__[0], error.__notes__
-    first, second = (failed.delay for failed in outcomes[0].request.extensions["retries"])
+    first, second = (failed.delay for failed in responses[0].extensions["retries"])
     assert 0.8 <= first <= 1.0, first
     assert 1.6 <= second <= 2.0, second
-    (asked,) = outcomes[1].request.extensions["retries"]
+    (asked,) = responses[1].extensions["retries"]
     assert asked.delay == 1.0, asked
 
 
