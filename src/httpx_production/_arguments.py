@@ -139,12 +139,6 @@ def check_policy(name: str, policy: Any) -> None:
         raise TypeError(f"{name} must be a RetryPolicy, not {policy!r}")
 
 
-def next_in_line(kind: type, after: type) -> type:
-    """Return the class whose `__init__` is called by `super().__init__` in the class `after`."""
-    order = kind.__mro__[kind.__mro__.index(after) + 1 :]
-    return next(one for one in order if "__init__" in vars(one))
-
-
 FIELDS: Final = frozenset(field.name for field in fields(RetryPolicy) if field.init)
 
 

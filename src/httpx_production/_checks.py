@@ -133,6 +133,12 @@ def check_hooks(event_hooks: Mapping[str, Any], *, is_async: bool) -> dict[str, 
 ELSEWHERE: Final = {"retries": "max_attempts", "max_retries": "max_attempts"}
 
 
+def next_in_line(kind: type, after: type) -> type:
+    """Return the class whose `__init__` is called by `super().__init__` in the class `after`."""
+    order = kind.__mro__[kind.__mro__.index(after) + 1 :]
+    return next(one for one in order if "__init__" in vars(one))
+
+
 def check_names(kind: str, given: Collection[str], known: Collection[str]) -> None:
     """Refuse an argument that nobody knows, and name the nearest one."""
     for name in given:

@@ -29,7 +29,6 @@ from ._arguments import (
     combined_policy,
     combined_timeout,
     merged_headers,
-    next_in_line,
     policy_for,
 )
 from ._checks import (
@@ -38,6 +37,7 @@ from ._checks import (
     check_names,
     check_transport,
     checked_base_url,
+    next_in_line,
     refuse_idempotency_key,
 )
 from ._deadline import (

@@ -78,18 +78,18 @@ class Origin:
 class PoolRequest:
     """One request's place in the pool: in line, or on a connection."""
 
-    def __init__(self) -> None:
-        self.is_in_pool = False
-        self.origin: Origin | None = None
-        self.pooled: PooledConnection | None = None
-        self.event: Event | None = None  # set when there is news for it
-        self.error: Exception | None = None  # the pool was closed
-        self.queued_since = 0.0
-        self.waited = 0.0  # seconds, of its pool timeout
-        self.has_waited = False
-        self.had_connection = False  # and may be back for another one
-        self.finish: Callable[[], None] | None = None  # gives back what it has of its connection
-        self.watch: object = None  # see `_locked.py`
+    # Of the class, not of each instance: most requests never wait.
+    is_in_pool = False
+    origin: Origin | None = None
+    pooled: PooledConnection | None = None
+    event: Event | None = None  # set when there is news for it
+    error: Exception | None = None  # the pool was closed
+    queued_since = 0.0
+    waited = 0.0  # seconds, of its pool timeout
+    has_waited = False
+    had_connection = False  # and may be back for another one
+    finish: Callable[[], None] | None = None  # gives back what it has of its connection
+    watch: object = None  # see `_locked.py`
 
     def wake(self) -> None:
         """Let it look at its place again."""

@@ -82,19 +82,14 @@ class NetworkStream:
 
     async def transmit(self, buffer: bytes, timeout: float | None) -> None:
         """Send everything within `timeout` seconds, in the sync client each piece of it."""
-        rest = memoryview(buffer)
         self._has_sent = True
         if self.io.runtime.limits_whole_writes:
             timeout = _of_the_whole(timeout)
         try:
-            while True:
-                limit = self.limit(timeout)
-                sent = self.io.send(rest[:PIECE])
-                rest = rest[sent:]
-                if not rest and self.io.flush():
-                    break
-                if not sent and not await self.io.wait(limit, write=True):
-                    raise TimeoutError("timed out")
+            self.limit(timeout)
+            sent = self.io.send(buffer[:PIECE])  # as a rule that is all of it, and no copy
+            if sent < len(buffer) or not self.io.flush():
+                await self._transmit_rest(memoryview(buffer)[sent:], timeout)
             if self.turn.is_over(len(buffer)):
                 await self.io.runtime.checkpoint()
         except TimeoutError as exc:
@@ -104,6 +99,14 @@ class NetworkStream:
             raise kind(str(exc)) from exc
         except OSError as exc:
             raise httpcore.WriteError(reason(exc)) from exc
+
+    async def _transmit_rest(self, rest: memoryview, timeout: float | None) -> None:
+        while rest or not self.io.flush():
+            limit = self.limit(timeout)
+            sent = self.io.send(rest[:PIECE])
+            rest = rest[sent:]
+            if not sent and not await self.io.wait(limit, write=True):
+                raise TimeoutError("timed out")
 
     def _has_answer(self) -> bool:
         """Tell whether the server has said something; a TLS record may hold no data at all."""
