@@ -71,8 +71,6 @@ def test_the_recipes_for_should_retry_decide_as_they_say(offline: list[httpx.Req
     assert scope["quota_exhausted_is_final"](get, httpx.Response(429, json={"error": "x"})) is None
     assert scope["eventually_consistent"](get, httpx.Response(404)) is True
     assert scope["eventually_consistent"](post, httpx.Response(404)) is None
-    assert scope["never_sent"](post, httpx.ConnectError("")) is True
-    assert scope["never_sent"](post, httpx.ReadTimeout("")) is None
 
 
 def test_the_tables_of_what_is_retried_are_the_code_s() -> None:

@@ -857,15 +857,9 @@ async def test_an_eventually_consistent_404_is_retried(flavour: Flavour, clock: 
         assert (await flavour.run(client.get(server.url))).status_code == 404
 
 
-def unsent(request: httpx.Request, outcome: httpx.Response | Exception) -> bool | None:
-    """A recipe: without a connection nothing was sent, so any method may be repeated."""
-    never_sent = httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout
-    return isinstance(outcome, never_sent) or None
-
-
 async def test_a_post_that_was_never_sent_is_retried(flavour: Flavour, clock: FakeClock) -> None:
     """The server sees it once; once it has seen it, it is not repeated."""
-    client = flavour.client(retry=RetryPolicy(should_retry=unsent))
+    client = flavour.client(retry=RetryPolicy(retry_unsent=True))
     with ScriptedServer([answer(200), fin(), answer(503)], listening=False) as server:
         clock.during_wait.append(server.listen)
         response = await flavour.run(client.post(server.url, content=b"pay 5"))
@@ -882,7 +876,7 @@ async def test_a_post_that_found_no_connection_is_retried(
     flavour: Flavour, clock: FakeClock
 ) -> None:
     """The same with ConnectTimeout and PoolTimeout."""
-    policy = RetryPolicy(should_retry=unsent, max_attempts=2)
+    policy = RetryPolicy(retry_unsent=True, max_attempts=2)
     client = flavour.client(retry=policy, connect_timeout=0.1, pool_timeout=0.05, max_connections=1)
     with full_backlog() as url:
         exc = await flavour.outcome(client.post, url, content=b"pay 5")

@@ -355,7 +355,7 @@ def cell(scenario: Scenario, contender: Contender) -> str:
 
 NOTE = """
 Bold: wrong, and nobody is told. A decorator knows no methods: who puts it around a POST asks for
-five, and gets the refused one repeated, for which httpx-production needs a `should_retry`. A
+five, and gets the refused one repeated, for which httpx-production needs `retry_unsent=True`. A
 decorated function that opens its file itself uploads it whole each time. stamina and tenacity can
 be taught Retry-After by a callback, and retry whatever else a function does."""
 
