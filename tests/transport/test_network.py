@@ -410,10 +410,15 @@ async def test_a_limit_that_has_passed_is_a_timeout(flavour: Flavour) -> None:
     """
     with ScriptedServer([Step(read="nothing", send=(b"1",), then="hang")]) as server:
         stream = await connected(flavour, server.url)
+        assert _runtime.is_ready(stream.get_extra_info("socket"), 10)
         for timeout in (0.0, -1.0):
             with pytest.raises(httpcore.ReadTimeout):
                 await flavour.run(stream.read(1, timeout=timeout))
-            with pytest.raises((httpcore.WriteTimeout, httpcore.WriteError)):
+        with pytest.raises(httpcore.WriteError):
+            await flavour.run(stream.write(b"x", timeout=0.0))
+        assert await flavour.run(stream.read(1, timeout=10)) == b"1"
+        for timeout in (0.0, -1.0):
+            with pytest.raises(httpcore.WriteTimeout):
                 await flavour.run(stream.write(b"x", timeout=timeout))
         await flavour.close(stream)
 
