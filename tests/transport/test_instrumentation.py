@@ -59,6 +59,40 @@ async def test_a_wrapper_on_httpcore_s_pool_is_called(
         assert client.pool_stats().idle == 1
 
 
+class Proxy:
+    """A function in a function's place that passes for it in every attribute, as wrapt's do."""
+
+    def __init__(self, wrapped: Any, before: Callable[[], None]) -> None:
+        self.wrapped, self.before = wrapped, before
+
+    def __get__(self, pool: Any, owner: Any) -> "Proxy":
+        return Proxy(self.wrapped.__get__(pool, owner), self.before)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.wrapped, name)
+
+    def __call__(self, *args: Any) -> Any:
+        self.before()
+        return self.wrapped(*args)
+
+
+async def test_an_object_in_the_function_s_place_is_called(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that looks like httpcore's function, for each kind of pool that it is set on."""
+    seen: list[None] = []
+    owner = httpcore.HTTPProxy if flavour.sync else httpcore.AsyncHTTPProxy
+    name = "handle_request" if flavour.sync else "handle_async_request"
+    proxy = Proxy(getattr(owner, name), lambda: seen.append(None))
+    monkeypatch.setattr(owner, name, proxy, raising=False)
+    with ScriptedServer(echo) as server:
+        client = one_attempt(flavour, proxy=server.url)
+        assert (await flavour.run(client.get("http://origin.example/x"))).status_code == 200
+        assert len(seen) == 1
+        assert (await flavour.run(one_attempt(flavour).get(server.url))).status_code == 200
+    assert len(seen) == 1
+
+
 async def test_two_wrappers_are_both_called(
     flavour: Flavour, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -138,7 +138,8 @@ class Assignment:
         if self._dropping or self._moving:
             self._resume()
         request.is_in_pool = True  # first: from now on `release` undoes it
-        request.origin = origin = self._origins.setdefault(key, Origin(key))
+        origin = self._origins.get(key) or self._origins.setdefault(key, Origin(key))
+        request.origin = origin
         origin.requests.add(request)
         if not self._place(request, origin, may_expect=True):
             self._wait(request, origin, may_expect=True)

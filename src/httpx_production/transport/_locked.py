@@ -37,7 +37,8 @@ class Lease:
     def give_back(self) -> None:
         """Give back what the caller has, whatever that is."""
         if self.request.is_in_pool:
-            self.locked.note(partial(self.locked.release, self.request))
+            self.locked.dropped.append(self.request.watch)
+            self.locked.settle()
 
 
 class Watch(ref[Lease]):

@@ -53,9 +53,9 @@ class PoolCore(ABC):
             response = await self._send(request, lease)
             response.stream = self.body(response.stream, lease)
             return response
-        except BaseException:
+        except BaseException as exc:
             lease.give_back()
-            raise
+            raise exc from None
 
     async def _send(self, request: httpcore.Request, lease: Lease) -> httpcore.Response:
         key, moved = self._key(request), False
@@ -81,7 +81,7 @@ class PoolCore(ABC):
         key = origin.scheme, origin.host, origin.port, False
         if not self._pool._http2 or not self._pool._http1:
             return key
-        upgrades = any(name.lower() == b"upgrade" for name, _ in request.headers)
+        upgrades = b"upgrade" in [name.lower() for name, _ in request.headers]
         return (*key[:3], True) if upgrades or key in self._http1_origins else key
 
     async def _acquire(

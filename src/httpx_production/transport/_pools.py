@@ -1,23 +1,29 @@
 """httpcore's pools with ours inside.
 
-`httpcore.ConnectionPool.handle_request`, and whatever somebody has wrapped around it, is called as
-ever; what it takes for its list of requests and for the connection is ours.
+What somebody has put in the place of `httpcore.ConnectionPool.handle_request`, or around it, is
+called as ever. httpcore's own function, which it may call, takes ours for its list of requests and
+for the connection; where nobody has, that detour is left out: it costs more than all of ours.
 """
 
 # pyright: reportPrivateUsage=false
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import nullcontext
+from types import FunctionType, MethodType
 from typing import Any
 
+import anyio
 import httpcore
 
 from ._locked import Lease
 from ._network import AsyncBackend, Backend
 from ._pool import PoolCore
 from ._runtime import run
+
+
+SCHEMES = (b"http", b"https", b"ws", b"wss")  # httpcore says what is wrong with others
 
 
 class _Requests:
@@ -69,37 +75,61 @@ class AsyncCore(PoolCore):
 
 
 class Body:
-    """A response's body. (httpcore's own around it closes it when reading it fails.)"""
+    """A response's body: closed, also because reading it has failed, it gives the connection back.
+
+    (Of its own accord httpx closes only what was read to its end.)
+    """
 
     def __init__(self, stream: Any, lease: Lease) -> None:
-        self._stream, self._lease = stream, lease
+        self._stream, self._lease, self._closed = stream, lease, False
 
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._stream)
+    def __iter__(self) -> Generator[bytes]:
+        try:
+            yield from self._stream
+        except BaseException as exc:
+            self.close()
+            raise exc from None
 
     def close(self) -> None:
         """Give the connection back."""
-        try:
-            self._stream.close()
-        finally:
-            self._lease.give_back()
+        if not self._closed:
+            self._closed = True
+            try:
+                self._stream.close()
+            finally:
+                self._lease.give_back()
 
 
 class AsyncBody:
     """The same in the async pool."""
 
     def __init__(self, stream: Any, lease: Lease) -> None:
-        self._stream, self._lease = stream, lease
+        self._stream, self._lease, self._closed = stream, lease, False
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return aiter(self._stream)
+    async def __aiter__(self) -> AsyncGenerator[bytes]:
+        try:
+            async for part in self._stream:
+                yield part
+        except BaseException as exc:
+            await self.aclose()
+            raise exc from None
 
     async def aclose(self) -> None:
         """Give the connection back."""
-        try:
-            await self._stream.aclose()
-        finally:
-            self._lease.give_back()
+        if not self._closed:
+            self._closed = True
+            try:
+                with anyio.CancelScope(shield=True):
+                    await self._stream.aclose()
+            finally:
+                self._lease.give_back()
+
+
+def _is_httpcores_own(method: Any) -> bool:
+    # By types and by where its code is: functools.wraps copies names, wrapt's proxies attributes.
+    if type(method) is not MethodType or type(method.__func__) is not FunctionType:
+        return False
+    return str(method.__func__.__globals__["__name__"]).partition(".")[0] == httpcore.__name__
 
 
 class _Pool:
@@ -136,6 +166,13 @@ class Pool(_Pool, httpcore.ConnectionPool):
     def __init__(self, stock: httpcore.ConnectionPool) -> None:
         self.take_over(stock, SyncCore, Backend)
 
+    def handle_request(self, request: httpcore.Request) -> httpcore.Response:
+        """Send a request."""
+        handle = super().handle_request
+        if request.url.scheme in SCHEMES and _is_httpcores_own(handle):
+            return run(self.core.handle(request))
+        return handle(request)
+
     def close(self) -> None:
         """Close all connections, those in use too."""
         self.core.close()
@@ -146,6 +183,13 @@ class AsyncPool(_Pool, httpcore.AsyncConnectionPool):
 
     def __init__(self, stock: httpcore.AsyncConnectionPool) -> None:
         self.take_over(stock, AsyncCore, AsyncBackend)
+
+    async def handle_async_request(self, request: httpcore.Request) -> httpcore.Response:
+        """Send a request."""
+        handle = super().handle_async_request
+        if request.url.scheme in SCHEMES and _is_httpcores_own(handle):
+            return await self.core.handle(request)
+        return await handle(request)
 
     async def aclose(self) -> None:
         """Close all connections, those in use too."""
