@@ -11,7 +11,7 @@ from conftest import Flavour
 from helpers import ASYNC, generators_left, in_use, one_attempt, until
 from servers import ScriptedServer, chunked
 
-from httpx_production.transport._assignment import Assignment
+from httpx_production.transport._assignment import Assignment, PoolRequest
 from httpx_production.transport._locked import Lease, LockedAssignment
 from httpx_production.transport._runtime import Blocking, EventLoop, run
 
@@ -75,6 +75,29 @@ def test_a_lease_in_a_cycle_is_given_back() -> None:
     del lease
     gc.collect()
     pool.settle()
+    assert pool.assignment.count() == (1, 1, 0)
+
+
+def test_a_lease_that_another_thread_takes_back_while_it_is_finalized() -> None:
+    """In a cycle its callback comes before its finalizer: what is taken back is not noted again."""
+    pool = locked()
+    lease = acquired(pool)
+
+    class TakenBack(PoolRequest):
+        @property
+        def is_in_pool(self) -> bool:
+            pool.settle()  # in the middle of the finalizer
+            return True
+
+        @is_in_pool.setter
+        def is_in_pool(self, value: bool) -> None: ...
+
+    lease.request.__class__ = TakenBack
+    lease.myself = lease
+    del lease
+    gc.collect()
+    pool.settle()
+    assert not pool.dropped
     assert pool.assignment.count() == (1, 1, 0)
 
 

@@ -29,9 +29,10 @@ class Lease:
         watch.request = self.request
 
     def __del__(self) -> None:
-        request: PoolRequest | None = getattr(self, "request", None)
-        if request is not None and request.is_in_pool:
-            self.locked.dropped.append(request.watch)
+        # Looked at once: in a cycle the callback came first, and another thread may be at it now.
+        watch: Watch | None = getattr(getattr(self, "request", None), "watch", None)
+        if watch is not None and watch.request.is_in_pool:
+            self.locked.dropped.append(watch)
             self.locked.nudge()
 
     def give_back(self) -> None:
