@@ -122,6 +122,33 @@ async def test_closing_ends_who_waits_for_headers(flavour: Flavour) -> None:
         assert nothing_left(client)
 
 
+@pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")  # the body's, on trio
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+async def test_closing_in_the_middle_of_a_request(flavour: Flavour, tls: bool) -> None:
+    """Its body closes the client: the request fails as by the network, each time."""
+
+    def body(client: Any) -> Any:
+        def chunks() -> Iterator[bytes]:
+            yield b"first"
+            client.close()
+            yield b"second"
+
+        async def achunks() -> Any:
+            yield b"first"
+            await client.aclose()
+            yield b"second"
+
+        return chunks() if flavour.sync else achunks()
+
+    with ScriptedServer(tls=tls) as server:
+        for _ in range(3):
+            client = one_attempt(flavour)
+            with within(PROMPT):
+                outcome = await flavour.outcome(client.post, server.url, content=body(client))
+            assert isinstance(outcome, httpx.NetworkError), outcome
+            assert nothing_left(client)
+
+
 async def test_a_closed_client_sends_nothing(flavour: Flavour) -> None:
     """As in httpx; and closing twice is once too often, but no error."""
     with ScriptedServer() as server:

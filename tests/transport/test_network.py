@@ -132,6 +132,14 @@ async def test_what_fails_below_is_httpcore_s_exception(flavour: Flavour) -> Non
             await flavour.run(stream.write(b"x"))
 
 
+def test_a_socket_that_is_closed_just_before_the_wait() -> None:
+    """By another thread, after the look at whether it is closed: the network's error too."""
+    io = _sockets.SocketIO(socket.socket(), _runtime.Blocking())
+    io.socket.close()
+    with pytest.raises(OSError, match="the connection was closed"):
+        _runtime.run(io.wait(1.0))
+
+
 @pytest.mark.parametrize("levels", [1, 2])
 async def test_decrypted_bytes_are_seen(flavour: Flavour, levels: int) -> None:
     """What TLS holds, in a tunnel through TLS too, counts as readable; select can't see it."""

@@ -71,8 +71,10 @@ class SocketIO:
         """
         waits = self._writes if write else self._reads
         try:
+            if self.closed:  # trio takes any two waits without a descriptor for one too many
+                raise OSError("the connection was closed")
             return await self.runtime.wait(self.socket, timeout, waits, write=write)
-        except ValueError:  # there is no descriptor any more
+        except ValueError:  # another thread has closed it just now
             raise OSError("the connection was closed") from None
         finally:
             if self.closed:
