@@ -2,7 +2,9 @@
 
 import contextlib
 import gc
+import itertools
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -470,6 +472,47 @@ async def test_ctrl_c_gives_everything_back(flavour: Flavour, place: str) -> Non
         gc.collect()
         assert in_use(client) == (0, 0)
         assert client.get(f"{server.url}/x").text == "/x"
+
+
+class CtrlC:
+    """KeyboardInterrupt at the beginning of the n-th function that httpcore or we call."""
+
+    PLACES = ("httpcore", "httpx_production/transport")
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+
+    def __enter__(self) -> None:
+        sys.settrace(self)
+
+    def __exit__(self, *exc_info: object) -> None:
+        sys.settrace(None)
+
+    def __call__(self, frame: Any, event: str, arg: object) -> None:
+        if any(place in frame.f_code.co_filename for place in self.PLACES):
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+
+
+@SYNC
+@pytest.mark.parametrize("kind", ["http", "https", "http2"])
+@pytest.mark.filterwarnings("ignore:coroutine")  # made, and then not begun
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a finalizer
+async def test_ctrl_c_in_any_function_hangs_no_later_request(flavour: Flavour, kind: str) -> None:
+    """Neither its own way out, nor those that are given the same connection."""
+    with serving(kind) as server:
+        client = one_attempt(flavour, max_connections=1, pool_timeout=1)
+        for number in itertools.count(1):
+            ctrl_c = CtrlC(number)
+            with contextlib.suppress(KeyboardInterrupt), ctrl_c:
+                client.get(f"{server.url}/x")
+            gc.collect()  # the exception has a traceback that holds the response
+            assert client.get(f"{server.url}/y").text == "/y"
+            assert in_use(client) == (0, 0)
+            if ctrl_c.left > 0:
+                break
+        assert number > 50
 
 
 UPLOAD_SYNC = """

@@ -7,9 +7,11 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Hashable
 from contextlib import contextmanager
 from functools import cache
+from threading import Lock
 from typing import Any
 
 import httpcore
+from httpcore import _synchronization as httpcore_locks
 
 from ._http2 import HTTP2Connection
 from ._http2_connections import AsyncHTTP2Connection, SyncHTTP2Connection
@@ -31,6 +33,7 @@ class Negotiating:
         `changed` is called when it is known how many requests it takes.
         """
         self.__dict__.update(stock.__dict__)
+        _replace_locks(self)
         self._changed = changed
         self.made: Any = None
         for one in (self, getattr(stock, "_connection", None)):
@@ -49,6 +52,7 @@ class Negotiating:
             is_async = isinstance(made, httpcore.AsyncHTTP2Connection)
             kind = AsyncHTTP2Connection if is_async else SyncHTTP2Connection
             made = kind(made._origin, stream, made._keepalive_expiry, self._changed)
+        _replace_locks(made)
         self.__dict__["_connection"] = self.made = made
         self._changed()
 
@@ -82,6 +86,17 @@ class Negotiating:
                 text = f"{type(exc).__name__} in the SOCKS handshake: {exc}"
                 raise httpcore.ProxyError(text) from exc
             raise
+
+
+def _replace_locks(part: Any) -> None:
+    """Give a sync connection locks that are free again whenever Ctrl-C strikes.
+
+    It can strike within httpcore's, which are Python around the same: who came next would wait for
+    ever.
+    """
+    for name, lock in list(vars(part).items()):
+        if isinstance(lock, httpcore_locks.Lock):
+            vars(part)[name] = Lock()
 
 
 def _is_socksio(exc: Exception) -> bool:

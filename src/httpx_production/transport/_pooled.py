@@ -126,6 +126,7 @@ _USED = (
     ("httpcore", "AsyncConnectionPool", "_assign_requests_to_connections _close_connections"),
     ("httpcore", "HTTPConnection", "handle_request _connect"),
     ("httpcore", "AsyncHTTPConnection", "handle_async_request _connect"),
+    ("httpcore._synchronization", "Lock", "__enter__"),
     ("httpcore._trace", "Trace", "__enter__ __aenter__"),
     ("h2.connection", "H2Connection", "_receive_goaway_frame _receive_data_frame"),
 )
