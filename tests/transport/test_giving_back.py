@@ -29,8 +29,10 @@ from helpers import (
     until,
     within,
 )
-from hyperframe.frame import RstStreamFrame
+from hyperframe.frame import HeadersFrame, RstStreamFrame
 from servers import Received, ScriptedServer, Step, answer, chunked, full_backlog, write_ca
+
+from httpx_production.transport import _sockets
 
 pytestmark = [
     pytest.mark.anyio,
@@ -513,6 +515,40 @@ async def test_ctrl_c_in_any_function_hangs_no_later_request(flavour: Flavour, k
             if ctrl_c.left > 0:
                 break
         assert number > 50
+
+
+@SYNC
+async def test_ctrl_c_sends_nothing_twice_over_http2(flavour: Flavour) -> None:
+    """It strikes when the socket has taken the request, before that is noted."""
+    streams: list[int] = []
+
+    def script(peer: Peer) -> None:
+        with contextlib.suppress(Gone):
+            while True:
+                frame = peer.read()
+                if isinstance(frame, HeadersFrame):
+                    streams.append(frame.stream_id)
+                    peer.echo(frame.stream_id)
+
+    def send(self: Any, data: Any) -> int:
+        sent: int = original(self, data)
+        if interrupts:
+            server.wait(lambda: streams == [1, 3])
+            raise interrupts.pop()
+        return sent
+
+    original, interrupts = _sockets.TLSIO.send, [KeyboardInterrupt]
+    with H2Peer(script) as server, pytest.MonkeyPatch.context() as patch:
+        client = one_attempt(flavour)
+        assert client.get(f"{server.url}/x").text == "/x"
+        patch.setattr(_sockets.TLSIO, "send", send)
+        with pytest.raises(KeyboardInterrupt):
+            client.get(f"{server.url}/y")
+        gc.collect()
+        assert in_use(client) == (0, 0)
+        await flavour.close(client)
+        server.wait(lambda: server.peers[0]._sock.fileno() < 0)
+    assert streams == [1, 3]
 
 
 UPLOAD_SYNC = """

@@ -378,6 +378,8 @@ class HTTP2Connection:
 
     def _flush_now(self) -> bool:
         """Hand what is in line to the socket, without waiting; False when some of it is left."""
+        if self._protocol.whole.is_torn():
+            return True  # by Ctrl-C: what has gone already, and what has not, nobody knows
         self._unsent += self._protocol.data_to_send()
         if self._protocol.error is not None or self._write_failed:
             self._unsent = b""
