@@ -1,11 +1,12 @@
 """The plans of `soak.py`: what one call asks, what becomes of it, and what may come of that."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import httpx
 from soak_servers import FAULTS, GENTLE, UNREAD, content, digest
 
+KINDS = tuple(FAULTS)
 READINGS = ["whole"] * 6 + ["streamed", "slowly", "half", "dropped", "unread"]
 LIMITS = {
     "sync": ["total", "attempt", "closed"],
@@ -22,7 +23,7 @@ class Plan:
     number: str
     kind: str  # of server
     method: str
-    body: bytes
+    body: bytes = field(repr=False)
     body_is: str
     size: int
     faults: list[str]  # of the first attempts
@@ -31,8 +32,10 @@ class Plan:
     seconds: float  # until that
 
     @classmethod
-    def draw(cls, chance: random.Random, number: str, limits: list[str]) -> "Plan":
-        kind = chance.choice(list(FAULTS))
+    def draw(
+        cls, chance: random.Random, number: str, limits: list[str], kinds: tuple[str, ...] = KINDS
+    ) -> "Plan":
+        kind = chance.choice(kinds)
         method = chance.choice(["GET", "GET", "POST", "PUT"])
         is_hard = chance.random() < 0.3
         faults = chance.choices((FAULTS if is_hard else GENTLE)[kind], k=1 + is_hard)
