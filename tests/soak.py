@@ -324,8 +324,9 @@ class Soak:
             self.run_in_loop(lambda: self.leg(f"{number}.1", seconds / 2))
             self.run_in_loop(lambda: self.leg(f"{number}.2", seconds / 2, closes=True))
             facts = stop()
-        if facts["open"] or (stats := self.client.pool_stats()).connections:
-            self.fail(f"not closed: {stats}, {facts['open']} connections of the servers'")
+        stats = self.client.pool_stats()
+        if stats.connections or facts["open"]:
+            self.fail(f"not closed: {stats}; {facts['open']} connections, say the servers")
         self.client = None
         self.flavour._clients.clear()
         self.check(lambda: threading.active_count() <= threads, "threads are left")

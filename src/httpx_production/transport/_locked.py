@@ -37,8 +37,9 @@ class Lease:
 
     def give_back(self) -> None:
         """Give back what the caller has, whatever that is."""
-        if self.request.is_in_pool:
-            self.locked.dropped.append(self.request.watch)
+        watch = self.request.watch  # looked at once: another thread may be giving it back, too
+        if watch is not None and self.request.is_in_pool:
+            self.locked.dropped.append(watch)
             self.locked.settle()
 
 
