@@ -1,6 +1,7 @@
 """Requests that the server says it did not process: GOAWAY and REFUSED_STREAM."""
 
 import contextlib
+import gc
 import threading
 from typing import Any
 
@@ -116,6 +117,29 @@ async def test_a_refused_generator_is_the_refusal(flavour: Flavour) -> None:
 
 
 # --- GOAWAY --------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:unclosed")  # a response that is dropped unclosed is
+@pytest.mark.parametrize("way", ["closed", "dropped"])
+async def test_a_request_that_has_moved_gives_its_slot_back(flavour: Flavour, way: str) -> None:
+    """The second connection's, as it gave back the first one's."""
+
+    def half(peer: Peer) -> None:
+        stream = peer.request()
+        peer.send(peer.head(stream), peer.data(stream, b"half"))
+        serve(peer)
+
+    with H2Peer(retires, half, serve) as server:
+        client = one_attempt(flavour, max_connections=1, pool_timeout=1)
+        request = client.build_request("GET", server.url)
+        response = await flavour.run(client.send(request, stream=True))
+        assert in_use(client) == (1, 0)
+        if way == "closed":
+            await flavour.close(response)
+        del response, request
+        gc.collect()
+        assert (await flavour.run(client.get(f"{server.url}/next"))).text == "/next"
+        await until(lambda: in_use(client) == (0, 0))
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])

@@ -24,8 +24,12 @@ class Lease:
     def __init__(self, locked: LockedAssignment) -> None:
         self.locked = locked
         self.request = PoolRequest()
+        self.renew()
+
+    def renew(self) -> None:
+        """Be watched, until it is given back: before the request enters the pool once more, too."""
         # The callback runs in C, where Ctrl-C can't strike, as it can in __del__.
-        self.request.watch = watch = Watch(self, locked.dropped.append)
+        self.request.watch = watch = Watch(self, self.locked.dropped.append)
         watch.request = self.request
 
     def __del__(self) -> None:

@@ -75,6 +75,7 @@ class PoolCore(ABC):
                     raise
                 key, moved = self._key(request), True
             lease.give_back()
+            lease.renew()
 
     def _key(self, request: httpcore.Request) -> OriginKey:
         origin = request.url.origin
