@@ -11,7 +11,7 @@ from threading import Lock
 from typing import Any
 
 import httpcore
-from httpcore import _synchronization as httpcore_locks
+from httpcore._synchronization import Lock as PythonLock
 
 from ._http2 import HTTP2Connection
 from ._http2_connections import AsyncHTTP2Connection, SyncHTTP2Connection
@@ -94,9 +94,9 @@ def _replace_locks(part: Any) -> None:
     It can strike within httpcore's, which are Python around the same: who came next would wait for
     ever.
     """
-    for name, lock in list(vars(part).items()):
-        if isinstance(lock, httpcore_locks.Lock):
-            vars(part)[name] = Lock()
+    attributes: dict[str, Any] = part.__dict__
+    for name in [name for name, value in attributes.items() if isinstance(value, PythonLock)]:
+        attributes[name] = Lock()
 
 
 def _is_socksio(exc: Exception) -> bool:
