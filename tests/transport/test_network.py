@@ -336,6 +336,47 @@ async def test_a_write_that_waits_for_the_server_is_no_busy_loop(flavour: Flavou
         tls.close()
 
 
+class SocketThatIsBusy:
+    """It lets another thread in while it sends, as a system call does."""
+
+    def __init__(self, meanwhile: Any) -> None:
+        self.runtime = _runtime.Blocking()
+        self.threads: list[threading.Thread] = []
+        self._meanwhile = meanwhile
+
+    def send(self, data: Any) -> int:
+        with memoryview(data):
+            if not self.threads:
+                self.threads.append(threading.Thread(target=self._meanwhile))
+                self.threads[0].start()
+                self.threads[0].join(0.1)  # it has to wait
+        return len(data)
+
+    def receive(self, size: int) -> None:
+        return None
+
+    def flush(self) -> bool:
+        return True
+
+
+@pytest.mark.flavours("sync")
+async def test_a_thread_may_write_while_another_one_reads(flavour: Flavour) -> None:
+    """A websocket's: what one has in hand is not changed by the other (BufferError)."""
+    raised: list[Exception] = []
+
+    def shake_hands() -> None:
+        try:
+            tls.receive(1)
+        except Exception as exc:
+            raised.append(exc)
+
+    below: Any = SocketThatIsBusy(shake_hands)
+    tls = _sockets.TLSIO(below, ssl.create_default_context(), "x")
+    assert not tls.shake_hands()  # its first flight is sent
+    below.threads[0].join(5)
+    assert raised == []
+
+
 @pytest.mark.parametrize("tls", [False, True])
 async def test_a_stream_tells_about_itself(flavour: Flavour, tls: bool) -> None:
     """What httpcore's own tell; a name that nobody knows is None, a closed one is readable."""

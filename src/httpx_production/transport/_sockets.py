@@ -120,6 +120,9 @@ class TLSIO:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._unsent = bytearray()
         self._waits_for_server = False  # before it can write
+        # One thread may read while another writes: a websocket's. Never held while waiting; taken
+        # again by a finalizer or a signal handler that has interrupted its holder.
+        self._lock = threading.RLock()
         self.object: ssl.SSLObject = wrap(context, self._incoming, self._outgoing, server_hostname)
 
     @property
@@ -134,17 +137,18 @@ class TLSIO:
 
     def receive(self, size: int) -> bytes | None:
         """Return what has arrived, b"" at the end, None when nothing has."""
-        while True:
-            try:
-                return self.object.read(size)
-            except ssl.SSLWantReadError:
-                if not self._feed():
-                    return None
-            except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-                return b""  # without a goodbye too, as in the ssl module's own sockets
-            finally:
-                with suppress(OSError):  # what was received counts; the next write will say so
-                    self.flush()  # answers to key updates
+        with self._lock:
+            while True:
+                try:
+                    return self.object.read(size)
+                except ssl.SSLWantReadError:
+                    if not self._feed():
+                        return None
+                except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+                    return b""  # without a goodbye too, as in the ssl module's own sockets
+                finally:
+                    with suppress(OSError):  # what was received counts; the next write will say so
+                        self.flush()  # answers to key updates
 
     def _feed(self) -> bool:
         """Take over what has arrived beneath; False when nothing has."""
@@ -157,22 +161,24 @@ class TLSIO:
 
     def send(self, data: bytes | bytearray | memoryview) -> int:
         """Take what can be taken without piling up; return how many bytes that were."""
-        if not self.flush():
-            return 0
-        try:
-            return self.object.write(data[:RECORDS])
-        except ssl.SSLWantReadError:  # a handshake that the server began again
-            self._waits_for_server = not self._feed()
-            return 0
-        finally:
-            self.flush()
+        with self._lock:
+            if not self.flush():
+                return 0
+            try:
+                return self.object.write(data[:RECORDS])
+            except ssl.SSLWantReadError:  # a handshake that the server began again
+                self._waits_for_server = not self._feed()
+                return 0
+            finally:
+                self.flush()
 
     def flush(self) -> bool:
         """Send on what is encrypted; tell whether all of it has gone."""
-        self._unsent += self._outgoing.read()
-        while self._unsent and (sent := self._below.send(self._unsent)):
-            del self._unsent[:sent]
-        return self._below.flush() and not self._unsent
+        with self._lock:
+            self._unsent += self._outgoing.read()
+            while self._unsent and (sent := self._below.send(self._unsent)):
+                del self._unsent[:sent]
+            return self._below.flush() and not self._unsent
 
     def pending(self) -> bool:
         """Tell whether bytes have arrived that the socket no longer has."""
