@@ -27,6 +27,7 @@ from httpx_production.retry import never_sent
 
 UNSENT = RetryPolicy(retry_unsent=True)
 REFUSED_STREAM = "the server refused the stream (REFUSED_STREAM)"
+RETIRED = "not processed: the server retired the connection"
 HINT = "; retry_unsent=True would allow it"
 
 # --- as tables ------------------------------------------------------------------------------------
@@ -42,6 +43,8 @@ POST = httpx.Request("POST", "https://api.example.com/orders")
         (httpx.PoolTimeout("full"), True),
         (httpx.ProxyError("502 Bad Gateway"), True),
         (httpx.RemoteProtocolError(REFUSED_STREAM), True),
+        (httpx.RemoteProtocolError(f"{RETIRED} after GOAWAY: NO_ERROR"), True),
+        (httpx.RemoteProtocolError("Server disconnected after GOAWAY: NO_ERROR"), False),
         (httpx.RemoteProtocolError(f"{REFUSED_STREAM}, 3 of 3 times"), True),
         (httpx.RemoteProtocolError(f"a server that says: {REFUSED_STREAM}"), False),
         (httpx.RemoteProtocolError("Server disconnected without sending a response."), False),

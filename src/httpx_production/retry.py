@@ -234,7 +234,7 @@ class RetryPolicy:
             once.
         retry_unsent: repeat with any method what provably never reached the server's application:
             no connection was made (ConnectError, ConnectTimeout, PoolTimeout, ProxyError), or
-            HTTP/2 says so (REFUSED_STREAM, RFC 9113 section 8.7). Not after a redirect.
+            HTTP/2 says so (REFUSED_STREAM, GOAWAY: RFC 9113 section 8.7). Not after a redirect.
         should_retry: asked with the request and its response or exception: True and False decide
             instead of methods and tables, None leaves it to them. Attempts, deadline, budget and
             a body that can't be repeated still bind. An error response's body is read before;
@@ -397,13 +397,16 @@ _UNCONNECTED: Final = (
     httpx.PoolTimeout,
     httpx.ProxyError,
 )
-_REFUSED_STREAM: Final = "the server refused the stream (REFUSED_STREAM)"
+_NOT_PROCESSED: Final = (  # RFC 9113 section 8.7, as our own transport words it
+    "the server refused the stream (REFUSED_STREAM)",
+    "not processed: the server retired the connection",
+)
 
 
 def is_unsent(outcome: Outcome) -> bool:
     """Tell failures of which it is certain that the server's application never saw the request."""
     if isinstance(outcome, httpx.RemoteProtocolError):
-        return str(outcome).startswith(_REFUSED_STREAM)
+        return str(outcome).startswith(_NOT_PROCESSED)
     return isinstance(outcome, _UNCONNECTED)
 
 

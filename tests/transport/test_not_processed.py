@@ -166,6 +166,19 @@ async def test_it_goes_to_another_connection_once(flavour: Flavour) -> None:
         assert in_use(client) == (0, 0)
 
 
+@pytest.mark.parametrize(("unsent", "sent"), [(False, 2), (True, 3)])
+async def test_the_policy_decides_about_retired_connections(
+    flavour: Flavour, unsent: bool, sent: int
+) -> None:
+    """A POST that two servers in a row say they did nothing with is sent again by retry_unsent."""
+    with H2Peer(retires, retires, serve) as server:
+        policy = RetryPolicy(retry_unsent=unsent, backoff=lambda attempt: 0)
+        client = flavour.client(verify=client_context(), retry=policy)
+        outcome = await flavour.outcome(client.post, f"{server.url}/x", content=b"order")
+        assert len(server.requests) == sent
+        assert isinstance(outcome, httpx.Response if unsent else httpx.RemoteProtocolError)
+
+
 @ASYNC
 async def test_goaway_parts_the_streams(flavour: Flavour) -> None:
     """Those up to its last stream are answered where they are, though late; the others elsewhere.
