@@ -13,7 +13,7 @@ import httpx
 import pytest
 from conftest import FakeClock, Flavour
 from h2_peer import H2Peer
-from servers import ScriptedServer, Step, answer, client_context, forward
+from servers import ScriptedServer, Step, answer, client_context, forward, server_context
 
 from httpx_production import RetryPolicy
 
@@ -52,9 +52,21 @@ PERMANENT = [
     httpx.ProxyError("Proxy Server could not connect: Command not supported."),
     httpx.ProxyError("Proxy Server could not connect: Address type not supported."),
     caused(ssl.SSLCertVerificationError(1, "self-signed"), httpx.ConnectError("x")),
+    *(
+        kind(f"[SSL: {alert}] that alert (_ssl.c:2559)")
+        for kind in (httpx.ConnectError, httpx.ReadError, httpx.WriteError)
+        for alert in (
+            "TLSV13_ALERT_CERTIFICATE_REQUIRED",
+            "SSLV3_ALERT_BAD_CERTIFICATE",
+            "SSLV3_ALERT_CERTIFICATE_EXPIRED",
+            "TLSV1_ALERT_UNKNOWN_CA",
+        )
+    ),
 ]
 
 PASSING = [
+    httpx.ReadError("[SSL: TLSV1_ALERT_INTERNAL_ERROR] that alert (_ssl.c:2559)"),
+    httpx.ReadError("a server that says: [SSL: TLSV1_ALERT_UNKNOWN_CA]"),
     local(h11.LocalProtocolError("Can't send data when our state is ERROR")),
     local(h11.LocalProtocolError("can't handle event type Data when role=CLIENT and state=DONE")),
     local(h11.LocalProtocolError("not in a reusable state. self.states={}")),
@@ -209,3 +221,19 @@ async def test_a_request_that_http1_forbids_is_tried_once(
         outcome = await flavour.outcome(client.get, server.url, headers={"a b": "c"})
         assert isinstance(outcome, httpx.LocalProtocolError)
         assert (clock.delays, server.requests) == ([], [])
+
+
+# --- what servers refuse --------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_a_client_certificate_that_is_missing(flavour: Flavour, clock: FakeClock) -> None:
+    """The server's alert, which TLS 1.3 sends after the handshake, is believed at once."""
+    context = server_context.__wrapped__()
+    context.verify_mode = ssl.CERT_REQUIRED
+    with ScriptedServer(tls=True) as server:
+        server._context = context
+        client = flavour.client(verify=client_context())
+        outcome = await flavour.outcome(client.get, server.url)
+        assert isinstance(outcome, httpx.NetworkError)
+        assert (server.connections, clock.delays) == (1, [])

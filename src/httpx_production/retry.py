@@ -210,8 +210,9 @@ class RetryPolicy:
     Derive one with `dataclasses.replace(client.retry, max_attempts=2)`; use one for a single
     request with `extensions={"retry": policy}`. Copies and pickles follow the live tables too.
 
-    Never repeated, whatever the tables say: a certificate that doesn't verify, a request that is
-    itself illegal, a proxy that refuses the credentials or the tunnel (4xx but 408 and 429).
+    Never repeated, whatever the tables say: a certificate that doesn't verify, the server's or
+    ours, a request that is itself illegal, a proxy that refuses the credentials or the tunnel
+    (4xx but 408 and 429).
 
     Args:
         max_attempts: total attempts, the first included; at least 1, which means: never retry.
@@ -351,10 +352,13 @@ def exception_chain(
 def is_permanent(exc: Exception, outer: BaseException | None) -> bool:
     """Tell failures that no repetition mends although their type is in the table.
 
-    A certificate that doesn't verify, a request that is itself illegal, a proxy that says no.
+    A certificate that doesn't verify, on either side, a request that is itself illegal, a proxy
+    that says no.
     """
     text, links = str(exc), tuple(exception_chain(exc, outer))
     if isinstance(exc, httpx.ProxyError) and _PROXY_REFUSES.match(text):
+        return True
+    if isinstance(exc, httpx.NetworkError) and _REFUSES_CERTIFICATE.match(text):
         return True
     if isinstance(exc, httpx.LocalProtocolError) and (
         text.startswith("illegal request") or any(map(_refuses_request, links))
@@ -369,6 +373,9 @@ _PROXY_REFUSES: Final = re.compile(
     r"4(?!08|29)\d\d\b|Invalid username/password|Requested .* from proxy server, but got"
     r"|Proxy Server could not connect: (Connection not allowed|Command not|Address type not)"
 )
+
+# The alert of a server that wants a client's certificate, or another one, as OpenSSL words it.
+_REFUSES_CERTIFICATE: Final = re.compile(r"\[SSL: \w+_ALERT_(\w*CERTIFICATE\w*|UNKNOWN_CA)\]")
 
 # "illegal request" is how our own transport begins. h11 and h2 have one class for a request that is
 # illegal and for a state of their own that is broken, which another connection mends; of h2's
