@@ -12,7 +12,7 @@ import httpcore
 import httpx
 import pytest
 from conftest import FakeClock, Flavour
-from h2_peer import H2Peer
+from h2_peer import ENHANCE_YOUR_CALM, H2Peer, Peer, serve
 from servers import ScriptedServer, Step, answer, client_context, forward, server_context
 
 from httpx_production import RetryPolicy
@@ -62,11 +62,13 @@ PERMANENT = [
             "TLSV1_ALERT_UNKNOWN_CA",
         )
     ),
+    httpx.RemoteProtocolError("the server refuses the request after GOAWAY: ENHANCE_YOUR_CALM"),
 ]
 
 PASSING = [
     httpx.ReadError("[SSL: TLSV1_ALERT_INTERNAL_ERROR] that alert (_ssl.c:2559)"),
     httpx.ReadError("a server that says: [SSL: TLSV1_ALERT_UNKNOWN_CA]"),
+    httpx.RemoteProtocolError("Server disconnected after GOAWAY: ENHANCE_YOUR_CALM"),
     local(h11.LocalProtocolError("Can't send data when our state is ERROR")),
     local(h11.LocalProtocolError("can't handle event type Data when role=CLIENT and state=DONE")),
     local(h11.LocalProtocolError("not in a reusable state. self.states={}")),
@@ -237,3 +239,39 @@ async def test_a_client_certificate_that_is_missing(flavour: Flavour, clock: Fak
         outcome = await flavour.outcome(client.get, server.url)
         assert isinstance(outcome, httpx.NetworkError)
         assert (server.connections, clock.delays) == (1, [])
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("last", [0, 1])
+async def test_a_request_that_ends_a_new_connection(
+    flavour: Flavour, clock: FakeClock, last: int
+) -> None:
+    """nginx, when a header is too large: nothing but this request can be the reason."""
+
+    def script(peer: Peer) -> None:
+        peer.goaway(last if peer.request() else 0, ENHANCE_YOUR_CALM)
+        peer.rest()
+
+    with H2Peer(script) as server:
+        client = flavour.client(verify=client_context())
+        outcome = await flavour.outcome(client.get, server.url)
+        assert isinstance(outcome, httpx.RemoteProtocolError)
+        assert "ENHANCE_YOUR_CALM" in str(outcome)
+        assert (len(server.requests), clock.delays) == (1, [])
+
+
+@pytest.mark.anyio
+async def test_a_request_that_ends_a_used_connection(flavour: Flavour, clock: FakeClock) -> None:
+    """What went before may be the reason, so it is tried on another one."""
+
+    def script(peer: Peer) -> None:
+        peer.echo(peer.request())
+        peer.goaway(peer.request(), ENHANCE_YOUR_CALM)
+        peer.rest()
+
+    with H2Peer(script, serve) as server:
+        client = flavour.client(verify=client_context())
+        for path in ("/one", "/two"):
+            assert (await flavour.run(client.get(server.url + path))).text == path
+        assert [path for _, path in server.requests] == ["/one", "/two", "/two"]
+        assert len(clock.delays) == 1

@@ -211,8 +211,8 @@ class RetryPolicy:
     request with `extensions={"retry": policy}`. Copies and pickles follow the live tables too.
 
     Never repeated, whatever the tables say: a certificate that doesn't verify, the server's or
-    ours, a request that is itself illegal, a proxy that refuses the credentials or the tunnel
-    (4xx but 408 and 429).
+    ours, a request that is itself illegal, or that makes an HTTP/2 server take leave without
+    reading it, a proxy that refuses the credentials or the tunnel (4xx but 408 and 429).
 
     Args:
         max_attempts: total attempts, the first included; at least 1, which means: never retry.
@@ -352,11 +352,13 @@ def exception_chain(
 def is_permanent(exc: Exception, outer: BaseException | None) -> bool:
     """Tell failures that no repetition mends although their type is in the table.
 
-    A certificate that doesn't verify, on either side, a request that is itself illegal, a proxy
-    that says no.
+    A certificate that doesn't verify, on either side, a request that is itself illegal or that the
+    server refuses to read, a proxy that says no.
     """
     text, links = str(exc), tuple(exception_chain(exc, outer))
     if isinstance(exc, httpx.ProxyError) and _PROXY_REFUSES.match(text):
+        return True
+    if isinstance(exc, httpx.RemoteProtocolError) and text.startswith(_REFUSES_REQUEST):
         return True
     if isinstance(exc, httpx.NetworkError) and _REFUSES_CERTIFICATE.match(text):
         return True
@@ -374,6 +376,8 @@ _PROXY_REFUSES: Final = re.compile(
     r"|Proxy Server could not connect: (Connection not allowed|Command not|Address type not)"
 )
 
+# GOAWAY in answer to the one request of a new connection, as our own transport words it.
+_REFUSES_REQUEST: Final = "the server refuses the request"
 # The alert of a server that wants a client's certificate, or another one, as OpenSSL words it.
 _REFUSES_CERTIFICATE: Final = re.compile(r"\[SSL: \w+_ALERT_(\w*CERTIFICATE\w*|UNKNOWN_CA)\]")
 

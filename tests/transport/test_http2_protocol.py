@@ -410,18 +410,43 @@ def test_a_stream_s_timeouts_are_its_request_s() -> None:
 
 
 def test_streams_above_goaway_are_not_processed() -> None:
-    """Those up to its last id are answered; no new ones begin, whatever the reason given."""
+    """Those up to its last id are answered; no new ones begin."""
     peers = Peers()
     first, second = peers.begin(), peers.begin("POST", headers=UPLOAD)
     second.body_started = True
-    frame = GoAwayFrame(0, last_stream_id=first.id, error_code=ErrorCodes.ENHANCE_YOUR_CALM)
-    assert peers.frames(frame) == [second]
+    assert peers.frames(GoAwayFrame(0, last_stream_id=first.id)) == [second]
     assert peers.protocol.capacity == 0
-    with pytest.raises(NotProcessed, match="ENHANCE_YOUR_CALM") as caught:
+    with pytest.raises(NotProcessed, match="NO_ERROR") as caught:
         second.take()
     assert caught.value.body_started
     peers.frames(peers.head(first, (":status", "200"), end=True))
     assert first.ended
+
+
+@pytest.mark.parametrize("code", [1, 2, 6, 9, 11, 12, 2**32 - 902])
+def test_a_goaway_with_an_error_is_the_end(code: int) -> None:
+    """Nothing more is answered (RFC 9113 section 5.4.1); what is above the last id may be sent."""
+    peers = Peers()
+    first, second = peers.begin(), peers.begin()
+    frame = GoAwayFrame(0, last_stream_id=first.id, error_code=code)
+    assert peers.frames(frame) == [first, second]
+    with pytest.raises(httpcore.RemoteProtocolError, match="Server disconnected after GOAWAY"):
+        first.take()
+    with pytest.raises(NotProcessed):
+        second.take()
+
+
+@pytest.mark.parametrize("last", [0, 1])
+@pytest.mark.parametrize(("code", "refuses"), [(1, False), (2, False), (6, True), (9, True)])
+def test_a_goaway_with_an_error_for_the_only_request(last: int, code: int, refuses: bool) -> None:
+    """The reason is the request itself, for the errors that servers have for large headers."""
+    peers = Peers()
+    stream = peers.begin()
+    assert peers.frames(GoAwayFrame(0, last_stream_id=last, error_code=code)) == [stream]
+    with pytest.raises(httpcore.RemoteProtocolError, match="GOAWAY: ") as caught:
+        stream.take()
+    assert str(caught.value).startswith("the server refuses the request") == refuses
+    assert isinstance(caught.value, NotProcessed) == (last == 0 and not refuses)
 
 
 def test_a_goaway_that_includes_all_fails_nobody() -> None:

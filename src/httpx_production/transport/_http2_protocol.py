@@ -32,6 +32,8 @@ SPARE_WINDOW = 2**24  # bytes by which the windows of readers that keep up may g
 # own window can be opened again at once: a slow reader uses up its window, not everybody's.
 assert MOST_STREAMS * STREAM_WINDOW + SPARE_WINDOW < MOST_UNREAD
 BATCH = 64 * 1024  # bytes of a request's body that are put in line at a time
+# What servers say of a head that is too large: nginx; apache, nghttpd and node; lighttpd.
+BLAMES = ErrorCodes.ENHANCE_YOUR_CALM, ErrorCodes.COMPRESSION_ERROR, ErrorCodes.FRAME_SIZE_ERROR
 
 # As h11 has them for HTTP/1.1 (RFC 9110 sections 5.1 and 5.5).
 _TOKEN = re.compile(rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")
@@ -235,7 +237,7 @@ class HTTP2Protocol:
                 for event in self.state.receive_data(data):
                     self._handle(event, concerned)
                 self._fail_malformed(concerned)
-                self._fail_unprocessed(concerned)
+                self._heed_goaway(concerned)
                 self._open_windows(concerned)
         except httpcore.LocalProtocolError as exc:  # what h2 says of what it was sent
             raise httpcore.RemoteProtocolError(str(exc)) from exc
@@ -288,14 +290,26 @@ class HTTP2Protocol:
                 concerned[stream] = None
         self.state.malformed_data.clear()
 
-    def _fail_unprocessed(self, concerned: dict[HTTP2Stream, None]) -> None:
-        if self.state.goaway is None:
+    def _heed_goaway(self, concerned: dict[HTTP2Stream, None]) -> None:
+        """Fail what is not answered any more.
+
+        Below the last id all is, unless an error is the reason: then the server has to close the
+        connection (RFC 9113 section 5.4.1), and node, say, neither answers nor closes.
+        """
+        if (goaway := self.state.goaway) is None:
             return
-        text = "not processed: the server retired the connection" + self._goaway_reason()
+        reason, code = self._goaway_reason(), goaway.error_code
         for stream in self.streams.values():
-            if stream.id > self.state.goaway.last_stream_id:
+            if code in BLAMES and self.requests == 1:
+                stream.fail(httpcore.RemoteProtocolError("the server refuses the request" + reason))
+            elif stream.id > goaway.last_stream_id:
+                text = "not processed: the server retired the connection" + reason
                 stream.fail(NotProcessed(text, stream))
-                concerned[stream] = None
+            elif code == ErrorCodes.NO_ERROR:
+                continue
+            else:
+                stream.fail(httpcore.RemoteProtocolError("Server disconnected" + reason))
+            concerned[stream] = None
 
     def _goaway_reason(self) -> str:
         goaway = self.state.goaway
