@@ -7,19 +7,18 @@ Sockets and seconds are real ones; what the README says of 12 s is tried with 0.
 
 import re
 import time
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from conftest import FakeClock, Flavour
+from documents import README
 from servers import ScriptedServer, answer, chunked
 
 from httpx_production import RetryPolicy, jittered_backoff
 
 pytestmark = pytest.mark.anyio
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
 SCALE = 40  # 12 s become 0.3 s
 
 
@@ -42,7 +41,7 @@ async def calls(flavour: Flavour, **options: Any) -> list[Any]:
 
 async def test_the_recipe_for_slow_apis_loses_no_call(flavour: Flavour) -> None:
     """Four rounds of 0.3 s: the last calls queue three times as long as a call takes."""
-    (recipe,) = re.findall(r"^\| slow APIs [^|]*\| `([^`]*)`", README, re.MULTILINE)
+    (recipe,) = re.findall(r"^\| slow APIs [^|]*\| `([^`]*)`", README.text, re.MULTILINE)
     assert await calls(flavour, **scaled(recipe)) == [200] * 12
 
 

@@ -6,6 +6,7 @@ All are asked in the same way: `send(method, url, content=..., timeout=...)`.
 from __future__ import annotations
 
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
@@ -27,6 +28,14 @@ try:
     import urllib3
 except ImportError:  # its column is left out
     urllib3 = None  # type: ignore[assignment]
+try:
+    import httpx2
+except ImportError:  # the same
+    httpx2 = None  # type: ignore[assignment]
+try:
+    import httpware
+except ImportError:  # the same
+    httpware = None  # type: ignore[assignment]
 try:
     import aiohttp
     import httpx_aiohttp
@@ -181,6 +190,47 @@ def _urllib3(setup: Setup) -> Iterator[Send]:
 
 
 @contextmanager
+def _httpx2(setup: Setup) -> Iterator[Send]:
+    with httpx2.Client(**_without_transport(setup)) as client:
+        yield client.request
+
+
+@asynccontextmanager
+async def _async_httpx2(setup: Setup) -> AsyncIterator[Send]:
+    async with httpx2.AsyncClient(**_without_transport(setup)) as client:
+        yield client.request
+
+
+def _without_transport(setup: Setup) -> dict[str, Any]:
+    """The options in httpx2's own types; a transport of httpx's is none of httpx2's."""
+    options = setup.client_options
+    del options["transport"]
+    if setup.limits is not None:
+        options["limits"] = httpx2.Limits(
+            max_connections=setup.limits.max_connections,
+            max_keepalive_connections=setup.limits.max_keepalive_connections,
+        )
+    return options
+
+
+@contextmanager
+def _httpware(setup: Setup) -> Iterator[Send]:
+    # It keeps `time.sleep` from its import on; asked anew, waits can be written down.
+    retry = httpware.Retry(max_attempts=ATTEMPTS, _sleep=lambda seconds: time.sleep(seconds))
+    with httpware.Client(middleware=[retry], **_without_transport(setup)) as client:
+        yield client.request
+
+
+@asynccontextmanager
+async def _async_httpware(setup: Setup) -> AsyncIterator[Send]:
+    middleware: list[Any] = [httpware.AsyncRetry(max_attempts=ATTEMPTS)]
+    if setup.total is not None:
+        middleware.insert(0, httpware.AsyncTimeout(timeout=setup.total))
+    async with httpware.AsyncClient(middleware=middleware, **_without_transport(setup)) as client:
+        yield client.request
+
+
+@contextmanager
 def _own(setup: Setup) -> Iterator[Send]:
     options = setup.client_options
     with ProductionHTTPClient(total_timeout=setup.total, **options) as client:
@@ -224,8 +274,19 @@ HTTPX_RETRIES = Contender("httpx-retries", _httpx_retries, _async_httpx_retries,
 STAMINA = Contender("stamina", _decorated(_stamina), _async_decorated(_stamina))
 TENACITY = Contender("tenacity", _decorated(_tenacity), _async_decorated(_tenacity))
 URLLIB3 = Contender("urllib3", _urllib3)
+HTTPX2 = Contender("httpx2", _httpx2, _async_httpx2)
+HTTPWARE = Contender("httpware", _httpware, _async_httpware)
 OWN = Contender("httpx-production", _own, _async_own, ProductionHTTPClient)
 
 # With packages that may be missing.
 AIOHTTP = [Contender("the same on httpx-aiohttp", _own, _own_on_aiohttp)] if httpx_aiohttp else []
-ALL = [HTTPX, HTTPX_RETRIES, STAMINA, TENACITY, *([URLLIB3] if urllib3 else []), OWN]
+ALL = [
+    HTTPX,
+    *([HTTPX2] if httpx2 else []),
+    HTTPX_RETRIES,
+    *([HTTPWARE] if httpware else []),
+    STAMINA,
+    TENACITY,
+    *([URLLIB3] if urllib3 else []),
+    OWN,
+]

@@ -45,7 +45,7 @@ def spans() -> Iterator[Spans]:
 
 
 def number(span: Span, request: RequestInfo) -> None:
-    """The request hook that our README recommends."""
+    """The request hook that our cookbook recommends."""
     attempt = (request.extensions or {}).get("attempt", 0)
     if attempt:
         span.set_attribute(RESENDS, attempt)
