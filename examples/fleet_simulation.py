@@ -270,7 +270,7 @@ def table(results: list[Result]) -> Iterator[str]:
 
 
 def surprises(results: list[Result]) -> Iterator[str]:
-    """Yield what is not as the README says."""
+    """Yield what is not as the cookbook says."""
     attempts = {one.policy: one.attempts_per_request for one in of_episode(results, "outage")}
     expected = {"no retries": 1.0, "default": 4.6, "full jitter": 4.8, "immediate retries": 5.0}
     for policy, number in expected.items():
@@ -293,6 +293,8 @@ STYLES: Final[dict[str, dict[str, Any]]] = {
     "default": {"color": "#0072B2", "linestyle": "-"},
     "default + budget": {"color": "#009E73", "linestyle": "-", "linewidth": 2.6},
 }
+
+TICKS: Final = [1, 2, 5, 10, 20]  # of the logarithmic axis: times the normal load
 
 
 def draw(results: list[Result], clients: int, folder: Path) -> list[Path]:
@@ -319,8 +321,8 @@ def load_plot(results: list[Result]) -> Figure:
             panel.plot(seconds, one.load, label=one.policy, **STYLES[one.policy])
         panel.axvspan(0, episode.end - episode.start, color="#000000", alpha=0.07, linewidth=0)
         panel.set_xlim(-episode.start, episode.watched_until - episode.start - 1)
-        panel.set(yscale="log", ylabel="attempts per second,\ntimes the normal load")
-        panel.set_yticks([1, 2, 5, 10], ["1\u00d7", "2\u00d7", "5\u00d7", "10\u00d7"])
+        panel.set(yscale="log", ylabel="attempts per second,\ntimes the normal load (log scale)")
+        panel.set_yticks(TICKS, [f"{tick}\u00d7" for tick in TICKS])
         panel.set_yticks([], minor=True)
         tidy(panel, episode.title, 1 / UTILISATION)
     label(panels[0], 1 / UTILISATION, 1.0)
@@ -378,7 +380,7 @@ def label(panel: Axes, capacity: float, x: float) -> None:
 
 
 def main() -> int:
-    """Simulate, print, draw; 1 when something is not as the README says."""
+    """Simulate, print, draw; 1 when something is not as the cookbook says."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--clients", type=int, default=10_000, help="size of the fleet (10000)")
     parser.add_argument("--seed", type=int, default=1, help="the same seed, the same results (1)")
@@ -396,7 +398,7 @@ def main() -> int:
     plots = draw(results, options.clients, options.out)
     print(f"\nplots: {', '.join(map(str, plots))}  ({time.perf_counter() - started:.0f} s in all)")
     for surprise in surprises(results):
-        print(f"NOT AS THE README SAYS: {surprise}", file=sys.stderr)
+        print(f"NOT AS THE COOKBOOK SAYS: {surprise}", file=sys.stderr)
     return 1 if list(surprises(results)) else 0
 
 

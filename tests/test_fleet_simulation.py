@@ -39,14 +39,14 @@ def results(fleet: ModuleType) -> list[Any]:
 
 
 @pytest.mark.time_limit(60)
-def test_small_fleet_does_what_the_readme_says(fleet: ModuleType, results: list[Any]) -> None:
-    """The numbers of the README hold for a fleet of 150 as for one of 10,000."""
+def test_small_fleet_does_what_the_cookbook_says(fleet: ModuleType, results: list[Any]) -> None:
+    """The numbers of the cookbook hold for a fleet of 150 as for one of 10,000."""
     assert tuple(fleet.POLICIES) == POLICIES
     assert list(fleet.surprises(results)) == []
 
 
 def test_surprises_are_told(fleet: ModuleType, results: list[Any]) -> None:
-    """What is not as the README says is named: the script's exit code comes from it."""
+    """What is not as the cookbook says is named: the script's exit code comes from it."""
     wrong = [replace(one, attempts_per_request=3.0, recovery=None) for one in results]
     told = "\n".join(fleet.surprises(wrong))
     assert "default: 3.00 attempts per request, not 4.6" in told
@@ -153,7 +153,7 @@ def test_missing_libraries_are_named_at_once(
 
 @pytest.mark.parametrize("name", ["fleet_load.svg", "fleet_first_retry.svg"])
 def test_plots_are_there_small_and_dateless(name: str) -> None:
-    """The README shows them, and a new run changes them only when the numbers change."""
+    """The cookbook shows them, and a new run changes them only when the numbers change."""
     path = SCRIPT.parent / name
     assert path.stat().st_size < 150_000
     root = ElementTree.fromstring(path.read_text())
