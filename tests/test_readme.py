@@ -9,6 +9,7 @@ import inspect
 import logging
 import re
 import time
+import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from typing import Any
@@ -301,6 +302,14 @@ def test_files_and_commands_exist(document: Document) -> None:
 def test_the_readme_has_no_links_that_its_package_page_lacks() -> None:
     """On a package index there are no files beside it: no relative link, no picture."""
     assert re.findall(r"\]\((?!https://)[^)]*\)|<img|<a ", README.text) == []
+
+
+def test_the_package_page_names_what_ci_runs() -> None:
+    """Its classifiers: the Python versions; and no address that nobody serves."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
+    assert named == (ROOT / ".python-version").read_text().split()
+    assert "urls" not in project
 
 
 def test_the_cookbook_lists_every_program() -> None:
