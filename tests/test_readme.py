@@ -305,11 +305,10 @@ def test_the_readme_has_no_links_that_its_package_page_lacks() -> None:
 
 
 def test_the_package_page_names_what_ci_runs() -> None:
-    """Its classifiers: the Python versions; and no address that nobody serves."""
+    """The Python versions of its classifiers."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
     assert named == (ROOT / ".python-version").read_text().split()
-    assert "urls" not in project
 
 
 def test_the_cookbook_lists_every_program() -> None:
