@@ -343,6 +343,19 @@ def test_the_errors_it_quotes_are_the_real_ones() -> None:
     assert f"httpx.RemoteProtocolError: {dropped.value}\n{quoted}\n" in README.text
 
 
+def test_the_hook_prints_what_is_said() -> None:
+    """`print` as a retry hook: the line that the README shows, but for the wait."""
+    request = httpx.Request("GET", "https://api.example.com/things")
+    one = FailedAttempt(
+        request=request,
+        attempt=0,
+        outcome=unavailable(request),
+        delay=0.93,
+        reason="503 Service Unavailable",
+    )
+    assert f"# {one}\n" in README.text
+
+
 def test_the_fields_of_a_failed_attempt_are_named() -> None:
     """Where the README tells of the history."""
     told = README.text.split("tuple of `FailedAttempt`s: ")[1].splitlines()[0]
