@@ -124,6 +124,11 @@ def hang(**step: Any) -> Step:
     return Step(then="hang", **step)
 
 
+def echo(request: Received) -> Step:
+    """The request's path: whose answer it is can be seen."""
+    return answer(200, request.path.encode())
+
+
 # --- the scripted server ----------------------------------------------------------------------
 
 

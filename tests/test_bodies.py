@@ -2,6 +2,8 @@
 
 The servers record what arrives, attempt by attempt; httpx.MockTransport would not do, because it
 reads the body into memory first.
+
+Subject: `_request_body.py`.
 """
 
 import contextlib
@@ -19,6 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from servers import Received, ScriptedServer, answer, fin, redirect, reset
+from streams import Unseekable
 
 from httpx_production import RetryPolicy
 
@@ -36,18 +39,6 @@ NOT_AGAIN = "the request body can't be sent again"
 
 
 # --- the kinds of bodies --------------------------------------------------------------------------
-
-
-class Unseekable(io.BytesIO):
-    """A file that can't go back: a pipe, a socket, a decompressor."""
-
-    def seekable(self) -> bool:
-        return False
-
-    def seek(self, *args: int) -> int:
-        raise io.UnsupportedOperation
-
-    tell = seek
 
 
 class OnlyRead:

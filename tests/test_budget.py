@@ -1,4 +1,7 @@
-"""RetryBudget: how many retries it allows, and what the clients do when it is empty."""
+"""RetryBudget: how many retries it allows, and what the clients do when it is empty.
+
+Subject: `_budget.py`.
+"""
 
 import copy
 import dataclasses

@@ -1,4 +1,7 @@
-"""What is the caller's stays as it was: the Request, the exception being handled, the memory."""
+"""What is the caller's stays as it was: the Request, the exception being handled, the memory.
+
+Subject: `_attempts.py`, `_call.py`.
+"""
 
 import asyncio
 import gzip

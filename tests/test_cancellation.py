@@ -1,4 +1,7 @@
-"""Cancellation and KeyboardInterrupt end a call at once, wherever it stands, and leave nothing."""
+"""Cancellation and KeyboardInterrupt end a call at once, wherever it stands, and leave nothing.
+
+Subject: `client.py`.
+"""
 
 import asyncio
 import signal

@@ -1,12 +1,15 @@
-"""total_timeout on real sockets: one deadline for the whole call, whatever the server does.
+"""One deadline for the whole call, whatever the server does.
 
-Here real time passes: the deadline is TOTAL, the server would take many seconds.
+First its parts, by a clock that stands still. Then real sockets, where real time passes: the
+deadline is TOTAL, the server would take many seconds.
+
+Subject: `_deadline.py`.
 """
 
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from functools import partial
@@ -15,6 +18,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+from conftest import FakeClock, Flavour
 from servers import (
     ScriptedServer,
     Step,
@@ -29,6 +33,7 @@ from servers import (
 )
 
 from httpx_production import RetryPolicy
+from httpx_production._deadline import Deadline, LiveTimeout, TimedAuth, current_value
 
 pytestmark = [
     pytest.mark.anyio,
@@ -36,6 +41,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning"),
 ]
 
+URL = "https://api.example.com/v1"
 TOTAL = 0.3
 LATE = 0.3  # seconds after the deadline by which the call has to be over
 
@@ -55,6 +61,157 @@ def ends_in_time(total: float = TOTAL) -> Iterator[None]:
 def named(exc: BaseException) -> bool:
     """Whether the exception's notes tell of total_timeout."""
     return "total_timeout" in "\n".join(getattr(exc, "__notes__", ()))
+
+
+# --- its parts, by a clock that stands still ------------------------------------------------------
+
+
+def test_a_timeout_is_the_shorter_of_its_phase_and_what_is_left(clock: FakeClock) -> None:
+    """It shrinks with the time, and only for who asks again; others never get 0."""
+    until = clock.now + 2.0
+    long, short, none = LiveTimeout(5.0, until), LiveTimeout(1, until), LiveTimeout(None, until)
+    assert [long, short, none] == [2.0, 1.0, 2.0]
+    assert [current_value(one) for one in (long, short, none)] == [2.0, 1.0, 2.0]
+    clock.advance(1.5)
+    assert [float(long), float(short)] == [2.0, 1.0]
+    assert [current_value(one) for one in (long, short, none)] == [0.5, 0.5, 0.5]
+    clock.advance(0.5)
+    assert [current_value(one) for one in (long, short, none)] == [0.0, 0.0, 0.0]
+    clock.advance(4.5)
+    assert [current_value(one) for one in (long, short, none)] == [-4.5, -4.5, -4.5]
+    assert LiveTimeout(5.0, until) == 0.001
+    assert LiveTimeout(0.0, until) == 0.0
+
+
+def test_an_ordinary_timeout_is_worth_what_it_says(clock: FakeClock) -> None:
+    """Only a deadline's are asked anew."""
+    left = LiveTimeout(5.0, clock.now + 2.0)
+    clock.advance(0.5)
+    assert [current_value(None), current_value(3.0), current_value(left)] == [None, 3.0, 1.5]
+
+
+def test_a_deadline_answers_each_phase_with_what_is_left(clock: FakeClock) -> None:
+    """By `get` and by index, an absent phase too; as a dict it is what it was made of."""
+    phases: dict[str, float | None] = {"connect": 5.0, "read": 0.5, "write": None}
+    deadline = Deadline(phases, clock.now + 2.0, 3.0)
+    assert [deadline.get(name) for name in ("connect", "read", "write")] == [2.0, 0.5, 2.0]
+    assert [deadline[name] for name in ("connect", "read", "write")] == [2.0, 0.5, 2.0]
+    assert [deadline.get("pool"), deadline.get("pool", 1.0)] == [2.0, 1.0]
+    assert dict(deadline) == phases
+    assert (deadline.left, deadline.until, deadline.seconds) == (2.0, clock.now + 2.0, 3.0)
+    deadline.lift()
+    assert [deadline.get(name) for name in phases] == list(phases.values())
+    assert [deadline[name] for name in phases] == list(phases.values())
+
+
+@pytest.mark.parametrize(("left", "notes"), [(0.02, 0), (0.005, 1), (0.0, 1), (-3.0, 1)])
+def test_the_note_is_made_once_and_only_at_the_deadline(
+    clock: FakeClock, left: float, notes: int
+) -> None:
+    """A phase that timed out by itself is not blamed on total_timeout."""
+    exc = httpx.ReadTimeout("slow")
+    deadline = Deadline({}, clock.now + left, 1.5)
+    deadline.add_note(exc)
+    deadline.add_note(exc)
+    assert getattr(exc, "__notes__", []) == ["total_timeout of 1.5 s ran out"] * notes
+
+
+@pytest.mark.parametrize("late", [0.0, 0.5, 5.0])
+def test_no_chunk_is_taken_at_the_deadline(clock: FakeClock, late: float) -> None:
+    """Between two chunks the deadline is looked at, and it names itself."""
+    deadline = Deadline({}, clock.now + 2.0, 2.0)
+    clock.advance(1.5)
+    deadline.check("too late")
+    clock.advance(0.5 + late)
+    with pytest.raises(httpx.ReadTimeout, match="too late") as caught:
+        deadline.check("too late")
+    assert caught.value.__notes__ == ["total_timeout of 2 s ran out"]
+
+
+@pytest.mark.anyio
+@pytest.mark.flavours("asyncio", "trio")
+async def test_what_ignores_its_timeouts_is_cancelled(
+    flavour: Flavour, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shortly after the deadline, so that those who keep it themselves can name the phase."""
+    given, move_on_after = [], anyio.move_on_after
+    monkeypatch.setattr(
+        anyio, "move_on_after", lambda seconds: given.append(seconds) or move_on_after(0.01)
+    )
+    deadline = Deadline({}, clock.now + 2.0, 2.0)
+    with deadline.cancels("too late"):
+        await anyio.lowlevel.checkpoint()
+    clock.advance(5.0)
+    raises = pytest.raises(httpx.ReadTimeout, match="too late")
+    with raises as caught, deadline.cancels("too late"):
+        await anyio.sleep(9.0)
+    assert given == pytest.approx([2.05, 0.05])
+    assert caught.value.__notes__ == ["total_timeout of 2 s ran out"]
+
+
+class TokenFlow(httpx.Auth):
+    """Asks for a token first, and says when it has ended."""
+
+    requires_response_body = True
+
+    def __init__(self, *first: httpx.Request) -> None:
+        self.first, self.ended = first, False
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        try:
+            for one in self.first:
+                assert (yield one).status_code == 200
+            request.headers["Authorization"] = "token"
+            yield request
+        finally:
+            self.ended = True
+
+
+async def walk(
+    flavour: Flavour, auth: httpx.Auth, timeouts: Any, turns: int = 99
+) -> list[httpx.Request]:
+    """The requests of an auth flow, each answered; ended after so many `turns`."""
+    request, seen = httpx.Request("GET", URL, extensions={"timeout": timeouts}), []
+    flow: Any = auth.sync_auth_flow(request) if flavour.sync else auth.async_auth_flow(request)
+    response = None
+    with contextlib.suppress(StopIteration, StopAsyncIteration):
+        while len(seen) < turns:
+            sent = flow.send(response) if flavour.sync else flow.asend(response)
+            seen.append(await flavour.run(sent))
+            response = httpx.Response(200, request=seen[-1], content=b"")
+    await flavour.run(flow.close() if flavour.sync else flow.aclose())
+    return seen
+
+
+@pytest.mark.anyio
+async def test_a_flow_s_own_requests_get_the_deadline(flavour: Flavour, clock: FakeClock) -> None:
+    """Unless they bring timeouts of their own; the flow goes on to its end."""
+    own = httpx.Request("POST", URL, extensions={"timeout": {"read": 1.0}})
+    token, deadline = TokenFlow(httpx.Request("POST", URL), own), Deadline({}, clock.now + 2.0, 2.0)
+    seen = await walk(flavour, TimedAuth(token), deadline)
+    assert [request.method for request in seen] == ["POST", "POST", "GET"]
+    assert seen[0].extensions["timeout"] is seen[2].extensions["timeout"] is deadline
+    assert own.extensions["timeout"] == {"read": 1.0}
+    assert seen[2].headers["Authorization"] == "token"
+    assert token.ended
+
+
+@pytest.mark.anyio
+async def test_a_flow_ends_at_the_deadline(flavour: Flavour, clock: FakeClock) -> None:
+    """Whatever it does between its requests."""
+    token = TokenFlow(httpx.Request("POST", URL))
+    with pytest.raises(httpx.ReadTimeout, match="the auth flow did not end in time"):
+        await walk(flavour, TimedAuth(token), Deadline({}, clock.now, 2.0))
+    assert token.ended
+
+
+@pytest.mark.anyio
+async def test_a_flow_that_is_left_early_is_ended(flavour: Flavour, clock: FakeClock) -> None:
+    """Its `finally` runs when the call fails, not when the garbage collector comes by."""
+    token = TokenFlow(httpx.Request("POST", URL))
+    deadline = Deadline({}, clock.now + 2.0, 2.0)
+    assert len(await walk(flavour, TimedAuth(token), deadline, turns=1)) == 1
+    assert token.ended
 
 
 # --- each way of being slow -----------------------------------------------------------------------

@@ -1,4 +1,7 @@
-"""The decision as tables: outcomes go into `retry.Call`, answers come out; no I/O, no waiting."""
+"""The decision as tables: outcomes go into `retry.Call`, answers come out; no I/O, no waiting.
+
+Subject: `_call.py`.
+"""
 
 import dataclasses
 import gc

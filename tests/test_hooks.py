@@ -1,4 +1,7 @@
-"""Event hooks: "retry" before each wait, "request" and "response" on each attempt."""
+"""Event hooks: "retry" before each wait, "request" and "response" on each attempt.
+
+Subject: `client.py`, `_call.py`.
+"""
 
 import functools
 import re

@@ -1,4 +1,7 @@
-"""The constructor of both clients: defaults, combinations, refusals, hooks, closing."""
+"""The constructor of both clients: defaults, combinations, refusals, hooks, closing.
+
+Subject: `_constructor.py`, `_arguments.py`, `_checks.py`.
+"""
 
 import inspect
 import io
@@ -14,6 +17,7 @@ import httpcore
 import httpx
 import pytest
 from conftest import FakeClock, Flavour
+from streams import Unseekable, at
 
 from httpx_production import AsyncProductionHTTPClient, ProductionHTTPClient, RetryPolicy
 from httpx_production._constructor import HTTPXOptions
@@ -468,23 +472,6 @@ def test_default_headers_stand_alone(kind: Any) -> None:
 
 
 # --- building requests ----------------------------------------------------------------------------
-
-
-class Unseekable(io.BytesIO):
-    """A file that can't go back, and whose length nobody can know."""
-
-    def seekable(self) -> bool:
-        return False
-
-    def seek(self, *args: int) -> int:
-        raise io.UnsupportedOperation
-
-
-def at(position: int) -> io.BytesIO:
-    """A file of ten bytes, read up to a position."""
-    file = io.BytesIO(b"0123456789")
-    file.seek(position)
-    return file
 
 
 def pipe() -> io.FileIO:

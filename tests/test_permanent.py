@@ -1,4 +1,7 @@
-"""Failures that no repetition mends are tried once, those that may pass are tried again."""
+"""Failures that no repetition mends are tried once, those that may pass are tried again.
+
+Subject: `retry.py`.
+"""
 
 import contextlib
 import itertools

@@ -1,4 +1,7 @@
-"""RetryPolicy: what it accepts and refuses, and that it is a value to be shared."""
+"""RetryPolicy: what it accepts and refuses, and that it is a value to be shared.
+
+Subject: `retry.py`.
+"""
 
 import copy
 import dataclasses
@@ -583,3 +586,19 @@ async def test_a_wish_of_a_policy_s_own_function_that_is_too_long_ends_the_call(
     response = await flavour.run(client.get("https://api.example.com"))
     assert (response.status_code, response.extensions["retries"]) == (503, ())
     assert clock.delays == []
+
+
+# --- what it is asked, and what it waits ----------------------------------------------------------
+
+
+def test_every_status_is_shown_to_who_asks_for_all() -> None:
+    """HTTP's largest, 999, too: some sites answer robots with it."""
+    policy = RetryPolicy(should_retry=lambda request, outcome: None)
+    assert all(status in policy.suspects for status in range(100, 1000))
+
+
+@pytest.mark.parametrize("delay", [-0.5, -1e-9, -1, -math.inf, math.nan, 0, -0.0])
+def test_a_backoff_below_zero_is_no_wait(delay: float) -> None:
+    """However little it is below."""
+    policy = RetryPolicy(backoff=lambda attempt: delay)
+    assert policy.delay(0, httpx.ReadTimeout("")) == 0.0

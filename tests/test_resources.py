@@ -1,4 +1,7 @@
-"""Connections, file descriptors and memory: what a failed attempt held is free before the wait."""
+"""Connections, file descriptors and memory: what a failed attempt held is free before the wait.
+
+Subject: `_response_body.py`.
+"""
 
 import os
 import time

@@ -1,4 +1,7 @@
-"""What is retried, how often, after which wait, and what the caller gets, on real sockets."""
+"""What is retried, how often, after which wait, and what the caller gets, on real sockets.
+
+Subject: `client.py`.
+"""
 
 import re
 import traceback

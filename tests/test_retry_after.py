@@ -1,8 +1,12 @@
-"""Retry-After as servers send it: delay-seconds, the three forms of an HTTP-date, and nonsense."""
+"""Retry-After as servers send it: delay-seconds, the three forms of an HTTP-date, and nonsense.
+
+Subject: `retry.py`.
+"""
 
 import math
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta, timezone
 from email.utils import format_datetime
 from typing import Any
@@ -533,3 +537,37 @@ def test_a_clock_that_a_test_has_replaced_breaks_nothing(program: str) -> None:
     command = [sys.executable, "-W", "ignore", "-c", FROZEN + program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=15)
     assert done.returncode == 0, done.stderr
+
+
+# --- whatever year it is, wherever the machine stands ---------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("today", "value", "year"),
+    [
+        (2029, "80", 1980),
+        (2029, "79", 2079),
+        (2029, "30", 2030),
+        (2051, "99", 2099),
+        (2051, "01", 2101),
+        (2051, "02", 2002),
+        (1999, "01", 2001),
+    ],
+)
+def test_a_year_of_two_digits_lies_within_fifty_years(today: int, value: str, year: int) -> None:
+    """Whatever year we have: RFC 9110 section 5.6.7."""
+    now = datetime(today, 6, 1, tzinfo=UTC)
+    seconds = parse_retry_after(f"Sunday, 01-Jun-{value} 00:00:00 GMT", now=now)
+    assert seconds == max(0.0, (datetime(year, 6, 1, tzinfo=UTC) - now).total_seconds())
+
+
+def test_a_naive_now_is_utc_wherever_the_machine_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python would take it for local time."""
+    monkeypatch.setenv("TZ", "XYZ-9")
+    time.tzset()
+    try:
+        now = datetime(2026, 6, 1)
+        assert parse_retry_after("Mon, 01 Jun 2026 00:02:00 GMT", now=now) == 120.0
+    finally:
+        monkeypatch.undo()
+        time.tzset()

@@ -150,6 +150,15 @@ def test_every_test_says_what_it_holds(path: Path) -> None:
     assert ast.get_docstring(tree(path))
 
 
+@in_sources
+def test_every_module_is_the_subject_of_tests(path: Path) -> None:
+    """Who changes a file finds its tests by its name: `grep "Subject.*_deadline.py" -r tests`."""
+    name = path.relative_to(PRIVATE.parent).as_posix()
+    heads = [ast.get_docstring(tree(test)) or "" for test in TESTS]
+    subjects = " ".join(head.partition("Subject: ")[2] for head in heads)
+    assert path.stem == "__init__" or f"`{name}`" in subjects
+
+
 # --- what may be where ----------------------------------------------------------------------------
 
 

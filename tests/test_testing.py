@@ -1,4 +1,7 @@
-"""no_waits(): tests of applications run through every retry in no time."""
+"""no_waits(): tests of applications run through every retry in no time.
+
+Subject: `testing.py`.
+"""
 
 import subprocess
 import sys

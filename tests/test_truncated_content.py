@@ -2,6 +2,8 @@
 
 A proxy or an application that dies in the middle of compressing sends this: the right
 Content-Length, or the last chunk, and half a gzip stream. httpx returns half the text.
+
+Subject: `_response_body.py`.
 """
 
 import gzip

@@ -1,4 +1,7 @@
-"""retry_unsent: what provably never reached the server's application, with any method."""
+"""retry_unsent: what provably never reached the server's application, with any method.
+
+Subject: `retry.py`.
+"""
 
 import contextlib
 from collections.abc import Callable

@@ -42,11 +42,11 @@ PACKAGE = TESTS.parent / "src" / "httpx_production"
 
 #: The tests that should notice, the fastest first (the first failure ends a mutant), and of which.
 NOTICED_BY = {
-    "retry": ("mutants decision policy retry_after permanent unsent budget", "not trio"),
-    "_call": ("mutants decision policy", "not trio"),
-    "_request_body": ("mutants bodies", "not trio"),
-    "_response_body": ("mutants truncated_content resources", "not trio"),
-    "_deadline": ("mutants deadline", "not trio"),
+    "retry": ("policy decision retry_after permanent unsent budget", "not trio"),
+    "_call": ("decision policy", "not trio"),
+    "_request_body": ("request_body bodies", "not trio"),
+    "_response_body": ("response_body truncated_content resources", "not trio"),
+    "_deadline": ("deadline", "not trio"),
     "transport._assignment": ("transport/assignment", "not ctrl-c"),
     "transport._http2_protocol": ("transport/http2_protocol", ""),
     "transport._http2_stream": ("transport/http2_protocol", ""),

@@ -1,4 +1,7 @@
-"""Which request gets which connection: tables and random walks over the assignment, without I/O."""
+"""Which request gets which connection: tables and random walks over the assignment, without I/O.
+
+Subject: `transport/_assignment.py`.
+"""
 
 import random
 import sys

@@ -1,4 +1,7 @@
-"""Closing a client: who waits fails at once, nothing is sent afterwards, and it takes no time."""
+"""Closing a client: who waits fails at once, nothing is sent afterwards, and it takes no time.
+
+Subject: `transport/_pool.py`, `transport/_connections.py`.
+"""
 
 import contextlib
 import threading

@@ -1,4 +1,7 @@
-"""Connecting: one limit for all of it, addresses that don't starve each other, early answers."""
+"""Connecting: one limit for all of it, addresses that don't starve each other, early answers.
+
+Subject: `transport/_network.py`.
+"""
 
 import contextlib
 import socket
@@ -22,6 +25,7 @@ from servers import (
     Step,
     answer,
     client_context,
+    echo,
     fill_backlog,
     full_backlog,
     hang,
@@ -31,10 +35,6 @@ from servers import (
 pytestmark = [pytest.mark.anyio, generators_left]
 
 SILENT = Step(read="nothing", then="hang")
-
-
-def echo(request: Received) -> Step:
-    return answer(200, request.path.encode())
 
 
 # --- one limit for the whole of it ---------------------------------------------------------------

@@ -18,13 +18,13 @@ from servers import Received, ScriptedServer, Step, answer, client_context, writ
 import httpx_production
 
 
-def echo(request: Received) -> Step:
+def slow_echo(request: Received) -> Step:
     return answer(200, request.target.encode(), delay=0.01)
 
 
 @contextlib.contextmanager
 def serving(kind: str) -> Iterator[Any]:
-    server: Any = H2Peer() if kind == "http2" else ScriptedServer(echo, tls=kind == "https")
+    server: Any = H2Peer() if kind == "http2" else ScriptedServer(slow_echo, tls=kind == "https")
     with server:
         yield server
 
@@ -250,7 +250,7 @@ def test_a_response_that_was_left_open_in_an_old_loop(kind: str, backend: str) -
 def test_a_client_that_is_closed_in_another_loop(backend: str) -> None:
     """Closing there closes what the old loop left, and raises nothing."""
     client = async_client()
-    with ScriptedServer(echo) as server:
+    with ScriptedServer(slow_echo) as server:
 
         async def ask() -> int:
             return int((await client.get(server.url)).status_code)
@@ -264,7 +264,7 @@ def test_a_client_that_is_closed_in_another_loop(backend: str) -> None:
 def test_a_loop_that_goes_on_keeps_its_connections() -> None:
     """Two loops in turn are not two runs of one: a Runner's loop finds what it left."""
     client = async_client()
-    with ScriptedServer(echo) as server, asyncio.Runner() as runner:
+    with ScriptedServer(slow_echo) as server, asyncio.Runner() as runner:
 
         async def ask() -> int:
             return int((await client.get(server.url)).status_code)

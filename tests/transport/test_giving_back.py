@@ -1,4 +1,7 @@
-"""What a request holds comes back on every way out, whoever takes it and wherever that runs."""
+"""What a request holds comes back on every way out, whoever takes it and wherever that runs.
+
+Subject: `transport/_locked.py`, `transport/_pool.py`.
+"""
 
 import contextlib
 import gc

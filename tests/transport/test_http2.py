@@ -1,4 +1,7 @@
-"""HTTP/2: a real server, and a scripted one that does what deploys, overload and bugs do."""
+"""HTTP/2: a real server, and a scripted one that does what deploys, overload and bugs do.
+
+Subject: `transport/_http2.py`, `transport/_http2_connections.py`.
+"""
 
 import contextlib
 import socket

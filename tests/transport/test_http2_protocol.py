@@ -1,4 +1,7 @@
-"""The HTTP/2 protocol by tables, without sockets: what it says to a server, and hears from it."""
+"""The HTTP/2 protocol by tables, without sockets: what it says to a server, and hears from it.
+
+Subject: `transport/_http2_protocol.py`, `transport/_http2_stream.py`.
+"""
 
 from types import SimpleNamespace
 from typing import Any

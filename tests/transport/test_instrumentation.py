@@ -1,4 +1,7 @@
-"""Those who watch or replace what is below the client: wrappers, mocks, trace, SSL contexts."""
+"""Those who watch or replace what is below the client: wrappers, mocks, trace, SSL contexts.
+
+Subject: `transport/_pools.py`, `transport/_connections.py`.
+"""
 
 import functools
 import ssl
@@ -11,13 +14,9 @@ import pytest
 from conftest import Flavour
 from h2_peer import H2Peer
 from helpers import in_use, one_attempt
-from servers import Received, ScriptedServer, Step, answer, client_context
+from servers import ScriptedServer, client_context, echo
 
 pytestmark = pytest.mark.anyio
-
-
-def echo(request: Received) -> Step:
-    return answer(200, request.path.encode())
 
 
 def wrap(

@@ -1,4 +1,7 @@
-"""Giving back from anywhere: what is noted is done once, by whom it may be, and never forgotten."""
+"""Giving back from anywhere: what is noted is done once, by whom it may be, and never forgotten.
+
+Subject: `transport/_locked.py`.
+"""
 
 import gc
 import threading

@@ -1,4 +1,7 @@
-"""Connecting, TLS, proxies and what a network stream tells: over real sockets."""
+"""Connecting, TLS, proxies and what a network stream tells: over real sockets.
+
+Subject: `transport/_network.py`, `transport/_sockets.py`, `transport/_runtime.py`.
+"""
 
 import asyncio
 import contextlib
@@ -25,11 +28,11 @@ from h2_peer import H2Peer
 from helpers import ASYNC, PROMPT, Callers, finished, one_attempt, until, within
 from servers import (
     LOOPBACK,
-    Received,
     ScriptedServer,
     Step,
     answer,
     client_context,
+    echo,
     fill_backlog,
     forward,
     full_backlog,
@@ -52,10 +55,6 @@ from httpx_production.transport import (
 pytestmark = pytest.mark.anyio
 
 NOTHING = PoolStats(0, 0, 0, 0)
-
-
-def echo(request: Received) -> Step:
-    return answer(200, request.path.encode())
 
 
 # --- connecting -------------------------------------------------------------------------------

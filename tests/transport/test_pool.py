@@ -1,4 +1,7 @@
-"""The pool over sockets: what is kept, what it says of itself, and what it must not touch."""
+"""The pool over sockets: what is kept, what it says of itself, and what it must not touch.
+
+Subject: `transport/_pool.py`, `transport/_pools.py`, `transport/_pooled.py`.
+"""
 
 import contextlib
 import inspect
@@ -18,15 +21,7 @@ from h2_peer import H2Peer
 from helpers import SYNC, one_attempt
 from httpcore._sync.http_proxy import TunnelHTTPConnection
 from httpcore._trace import Trace
-from servers import (
-    Received,
-    ScriptedServer,
-    Step,
-    answer,
-    client_context,
-    hang,
-    message,
-)
+from servers import ScriptedServer, Step, answer, client_context, echo, hang, message
 
 from httpx_production.transport import (
     AsyncPooledTransport,
@@ -61,10 +56,6 @@ def any_pool(request: pytest.FixtureRequest, flavour: Flavour) -> Any:
         return flavour.plain(transport=kind(trust_env=False, **options))
 
     return client
-
-
-def echo(request: Received) -> Step:
-    return answer(200, request.path.encode())
 
 
 async def in_flight(flavour: Flavour, client: Any, url: str, callers: int, each: int) -> None:

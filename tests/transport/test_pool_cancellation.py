@@ -19,7 +19,7 @@ import pytest
 from conftest import Flavour
 from h2_peer import H2Peer, Peer
 from helpers import ASYNC, SYNC, generators_left, one_attempt
-from servers import Received, ScriptedServer, Step, answer, full_backlog, message
+from servers import Received, ScriptedServer, Step, echo, full_backlog, message
 
 from httpx_production.transport import PoolStats
 
@@ -281,9 +281,6 @@ async def test_fifty_threads_share_a_client(flavour: Flavour, kind: str) -> None
     """None fails and every answer is its own, with the threads switching as fast as they can."""
     threads, each = 50, STRESS // 50
     failures: list[object] = []
-
-    def echo(request: Received) -> Step:
-        return answer(200, request.path.encode())
 
     with contextlib.ExitStack() as stack:
         server: Any = H2Peer() if kind == "http2" else ScriptedServer(echo, tls=kind == "https")

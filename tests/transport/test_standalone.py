@@ -1,4 +1,7 @@
-"""The transport without the wrapper, the wrapper without the transport."""
+"""The transport without the wrapper, the wrapper without the transport.
+
+Subject: `transport/_pooled.py`.
+"""
 
 import ast
 import contextlib
@@ -14,24 +17,11 @@ import pytest
 from conftest import Flavour
 from h2_peer import H2Peer, http1_answer, serve
 from helpers import ASYNC, Callers, finished, generators_left, until, within
-from servers import (
-    Received,
-    ScriptedServer,
-    Step,
-    answer,
-    chunked,
-    client_context,
-    forward,
-    hang,
-)
+from servers import ScriptedServer, answer, chunked, client_context, echo, forward, hang
 
 import httpx_production
 
 pytestmark = [pytest.mark.anyio, generators_left]
-
-
-def echo(request: Received) -> Step:
-    return answer(200, request.path.encode())
 
 
 def counts(owner: Any) -> tuple[int, int, int, int]:

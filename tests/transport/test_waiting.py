@@ -1,4 +1,7 @@
-"""Who waits for a connection or a stream, for how long, in which order, and what it is told."""
+"""Who waits for a connection or a stream, for how long, in which order, and what it is told.
+
+Subject: `transport/_pool.py`.
+"""
 
 import contextlib
 import re
@@ -28,16 +31,13 @@ from servers import (
     Step,
     answer,
     chunked,
+    echo,
     full_backlog,
     hang,
     resolving,
 )
 
 pytestmark = [pytest.mark.anyio, generators_left]
-
-
-def echo(request: Received) -> Step:
-    return answer(200, request.path.encode())
 
 
 def texts(outcomes: list[Any]) -> list[Any]:
