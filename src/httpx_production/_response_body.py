@@ -317,7 +317,9 @@ def ensure_complete(response: httpx.Response) -> None:
         return
     if response.num_bytes_downloaded:
         for one in getattr(decoder, "children", (decoder,)):
-            _ensure_finished(getattr(one, "decompressor", None), response.request)
+            decompressor = getattr(one, "decompressor", None)  # httpx2 wraps zlib's once more
+            decompressor = getattr(decompressor, "decompressor", decompressor)
+            _ensure_finished(decompressor, response.request)
 
 
 def _ensure_finished(decompressor: Any, request: httpx.Request) -> None:
