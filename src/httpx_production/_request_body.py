@@ -275,13 +275,14 @@ def correct_length(request: httpx.Request, content: Any, *, known: bool, chunked
     ):  # to httpx an async iterator, of unknown length
         headers.pop("Transfer-Encoding", None)
         headers["Content-Length"] = str(_length_of_rest(content.file))
-    elif "Content-Length" in headers and (position := seek_position(content)):
-        headers["Content-Length"] = str(max(0, int(headers["Content-Length"]) - position))
+    elif "Content-Length" in headers and seek_position(content):
+        headers["Content-Length"] = str(_length_of_rest(content))
 
 
 def _length_of_rest(file: Any) -> int:
     file = getattr(file, "wrapped", file)
     position = int(file.tell())
-    end = int(file.seek(0, SEEK_END))
+    file.seek(0, SEEK_END)
+    end = int(file.tell())
     file.seek(position)
     return max(0, end - position)
