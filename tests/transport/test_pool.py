@@ -3,25 +3,32 @@
 Subject: `transport/_pool.py`, `transport/_pools.py`, `transport/_pooled.py`.
 """
 
+import ast
 import contextlib
-import inspect
 import re
 import ssl
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
-import h2.connection
 import httpcore
 import httpx
 import pytest
 from conftest import Flavour, _outcome
 from h2_peer import H2Peer
 from helpers import SYNC, one_attempt
-from httpcore._sync.http_proxy import TunnelHTTPConnection
-from httpcore._trace import Trace
-from servers import ScriptedServer, Step, answer, client_context, echo, hang, message
+from servers import (
+    ScriptedServer,
+    Step,
+    answer,
+    client_context,
+    echo,
+    hang,
+    message,
+)
+from wording import HTTPCORE
 
 from httpx_production.transport import (
     AsyncPooledTransport,
@@ -30,6 +37,7 @@ from httpx_production.transport import (
     _pool,
     _pooled,
     _pools,
+    _private_names,
 )
 from httpx_production.transport._assignment import PoolRequest
 
@@ -319,24 +327,40 @@ async def test_a_pool_of_another_kind_is_left_alone(flavour: Flavour) -> None:
     assert _pooled._pooled(pool) is pool
 
 
-@pytest.fixture
-def without_a_name(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A httpcore that has renamed something."""
-    _pooled._missing_names.cache_clear()
-    used = ("httpcore", "ConnectionPool", "close _renamed"), ("httpcore", "Gone", "close")
-    monkeypatch.setattr(_pooled, "_USED", used)
-    yield
-    _pooled._missing_names.cache_clear()
+@pytest.fixture(params=["name", "class", "module", "constructor"])
+def without(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A httpcore that has renamed something, and what the warning says of it."""
+    _private_names.missing_names.cache_clear()
+    if request.param == "name":
+
+        class Renamed:
+            def __init__(self, *_: Any) -> None:
+                self._network_stream = None
+
+        monkeypatch.setattr(httpcore, "HTTP11Connection", Renamed)
+        said = "Renamed._h11_state, Renamed.is_idle, Renamed.has_expired, Renamed.handle_request;"
+    elif request.param == "class":
+        monkeypatch.delattr(httpcore, "AsyncHTTP2Connection")
+        said = f"module '{HTTPCORE}' has no attribute 'AsyncHTTP2Connection'"
+    elif request.param == "module":
+        monkeypatch.setitem(sys.modules, "httpcore._trace", None)
+        said = "import of httpcore._trace halted"
+    else:
+        monkeypatch.setattr(httpcore, "SOCKSProxy", lambda: None)
+        said = "positional argument"
+    yield said
+    _private_names.missing_names.cache_clear()
 
 
-@pytest.mark.usefixtures("without_a_name")
-async def test_without_the_names_it_needs_httpcore_s_pool_serves(flavour: Flavour) -> None:
-    """With one warning that names them; the numbers are still told.
+async def test_without_the_names_it_needs_httpcore_s_pool_serves(
+    flavour: Flavour, without: str
+) -> None:
+    """With one warning that says what is missing; the numbers are still told.
 
     Names are looked for; before, versions were compared.
     """
     kind = PooledTransport if flavour.sync else AsyncPooledTransport
-    with pytest.warns(RuntimeWarning, match=r"ConnectionPool\._renamed, Gone\.close;") as caught:
+    with pytest.warns(RuntimeWarning, match=re.escape(without)) as caught:
         transport: Any = kind()
     assert len(caught) == 1
     core = httpcore.ConnectionPool if flavour.sync else httpcore.AsyncConnectionPool
@@ -349,36 +373,28 @@ async def test_without_the_names_it_needs_httpcore_s_pool_serves(flavour: Flavou
 
 def test_the_names_that_it_looks_for_are_there() -> None:
     """In the versions that these tests run with: else they would test httpcore's pool."""
-    assert _pooled._missing_names() == ""
+    assert _private_names.missing_names() == ""
 
 
-PRIVATE = {
-    httpcore.ConnectionPool: [
-        "_max_connections", "_max_keepalive_connections", "_keepalive_expiry", "_http1", "_http2",
-        "_network_backend", "_connections", "_requests", "_optional_thread_lock",
-    ],
-    httpcore.HTTPConnection: [
-        "_connection", "_origin", "_http1", "_http2", "_keepalive_expiry", "_network_backend",
-        "_ssl_context",
-    ],
-    TunnelHTTPConnection: ["_connection", "_remote_origin", "_http1", "_http2", "_ssl_context"],
-    httpcore.HTTP11Connection: ["_network_stream", "_keepalive_expiry", "_origin", "_h11_state"],
-    httpcore.HTTP2Connection: ["_network_stream", "_keepalive_expiry", "_origin"],
-    h2.connection.H2Connection: [
-        "_receive_goaway_frame", "_receive_data_frame", "_frame_dispatch_table", "_data_to_send",
-    ],
-    Trace: ["__enter__", "__aenter__", "return_value"],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("owner", PRIVATE, ids=lambda owner: owner.__name__)
-def test_the_private_names_that_are_used_exist(owner: Any) -> None:
-    """Fails when an upgrade changes one of them, before anything stranger does."""
-    methods = [one for one in vars(owner).values() if inspect.isfunction(one)]
-    files = {one.__code__.co_filename for one in methods} - {"<string>"}
-    source = "".join(Path(file).read_text() for file in files)
-    missing = [name for name in PRIVATE[owner] if not re.search(rf"\b{name}\b", source)]
-    assert missing == []
+def test_it_looks_for_every_name_that_it_uses() -> None:
+    """Private names of this package's own, and one of `threading`, need no look."""
+    own, used = {"_is_owned"}, set[str]()
+    for path in Path(_private_names.__file__).parent.glob("*.py"):
+        if path.name == "_private_names.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                    own.add(name)
+                case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store()):
+                    own.add(name)
+                case ast.Attribute(attr=name) | ast.Constant(value=str(name)):
+                    used |= set(re.findall(r"^_[a-z]\w+$", name))
+                case _:
+                    pass
+    looked_for = {name for _, names in _private_names.examples() for name in names.split()}
+    assert used - own - looked_for == set()
+    assert {"_h11_state", "_requests", "_remote_origin", "_receive_data_frame"} <= used
 
 
 async def test_requests_that_an_auth_flow_makes_have_timeouts(flavour: Flavour) -> None:

@@ -25,7 +25,7 @@ from ._http2_stream import HTTP2Stream, closed_error
 from ._network import NetworkStream, reason
 from ._runtime import Runtime, Turn
 
-logger = logging.getLogger("httpcore.http2")
+logger = logging.getLogger(f"{httpcore.__name__}.http2")
 
 READ_SIZE = 16 * 1024  # bytes at a time: some 1,800 of the smallest frames
 MOST_UNSENT = 2**18  # bytes: a server that doesn't read isn't listened to, it wants answers

@@ -8,11 +8,11 @@ import ssl
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
 from typing import Any
 
 import httpx
+
+from ._private_names import missing_names
 
 type SocketOption = tuple[int, int, int] | tuple[int, int, bytes] | tuple[int, int, None, int]
 
@@ -97,7 +97,7 @@ class AsyncPooledTransport(httpx.AsyncHTTPTransport):
 
 def _pooled(stock: Any) -> Any:
     """Return our kind of the pool that httpx has made, which has not been used."""
-    if missing := _missing_names():
+    if missing := missing_names():
         warnings.warn(
             f"httpx-production's pool needs names that are not there: {missing}; httpcore's own "
             "serves instead",
@@ -109,27 +109,6 @@ def _pooled(stock: Any) -> Any:
 
     kind = POOLS.get(stock.__class__)
     return stock if kind is None else kind(stock)
-
-
-@cache
-def _missing_names() -> str:
-    """Look for the names of httpcore's and h2's that the pool uses, and that may change."""
-    missing: list[str] = []
-    for module, owner, names in _USED:
-        there = getattr(import_module(module), owner, None)
-        missing += [f"{owner}.{name}" for name in names.split() if not hasattr(there, name)]
-    return ", ".join(missing)
-
-
-_USED = (
-    ("httpcore", "ConnectionPool", "_assign_requests_to_connections _close_connections"),
-    ("httpcore", "AsyncConnectionPool", "_assign_requests_to_connections _close_connections"),
-    ("httpcore", "HTTPConnection", "handle_request _connect"),
-    ("httpcore", "AsyncHTTPConnection", "handle_async_request _connect"),
-    ("httpcore._synchronization", "Lock", "__enter__"),
-    ("httpcore._trace", "Trace", "__enter__ __aenter__"),
-    ("h2.connection", "H2Connection", "_receive_goaway_frame _receive_data_frame"),
-)
 
 
 def _stats(pool: Any) -> PoolStats:
