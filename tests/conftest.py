@@ -7,6 +7,7 @@ servers run in threads of their own.
 import contextlib
 import gc
 import inspect
+import os
 import signal
 import threading
 import types
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import anyio
+import httpcore
 import httpx
 import hypothesis  # noqa: F401  (looks at what refers to trio's random: before gc.freeze())
 import pytest
@@ -23,7 +25,15 @@ FLAVOURS = ("sync", "asyncio", "trio")
 TIME_LIMIT = 20.0  # seconds for each test, unless marked with time_limit
 
 
+def pytest_report_header() -> str:
+    versions = (f"{one.__name__} {one.__version__}" for one in (httpx, httpcore))
+    return f"client: {', '.join(versions)}"
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    aliased = "under_httpx2" in os.environ.get("PYTHONPATH", "")
+    if aliased is not (httpx.__name__ == "httpx2"):
+        raise pytest.UsageError("httpx2 is to be tested, but is not what `import httpx` finds")
     config.addinivalue_line("markers", "flavours(*names): run in these flavours only")
     config.addinivalue_line("markers", f"time_limit(seconds): instead of {TIME_LIMIT:g} s")
 

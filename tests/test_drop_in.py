@@ -28,6 +28,7 @@ from servers import (
     redirect,
     refused_port,
 )
+from wording import HTTPX, USER_AGENT
 
 from httpx_production import (
     AsyncProductionHTTPClient,
@@ -203,7 +204,7 @@ async def test_headers_are_merged(flavour: Flavour, new: Any) -> None:
     client = new(transport=ECHO, headers={"X-A": "client", "X-B": "client"})
     seen = (await flavour.run(client.get(URL, headers={"x-b": "request"}))).json()["headers"]
     assert (seen["x-a"], seen["x-b"]) == ("client", "request")
-    assert seen["user-agent"] == f"python-httpx/{httpx.__version__}"
+    assert seen["user-agent"] == USER_AGENT
     assert {"host", "accept", "accept-encoding", "connection"} <= set(seen)
 
 
@@ -724,7 +725,7 @@ async def test_attributes_set_later_take_effect(flavour: Flavour, new: Any) -> N
     assert str(response.url) == f"{URL}v2/things?p=1"
     assert (seen["x-a"], seen["x-b"], seen["authorization"]) == ("1", "2", BASIC)
     assert seen["cookie"] == "c=1"
-    assert seen["user-agent"].startswith("python-httpx/")
+    assert seen["user-agent"] == USER_AGENT
     assert response.request.extensions["timeout"]["read"] == 4
     assert client.timeout == httpx.Timeout(4)
     client.follow_redirects, client.base_url = True, URL
@@ -1096,5 +1097,5 @@ async def test_httpx_logs_each_request(
     caplog.set_level("INFO")
     await flavour.run(new(transport=ECHO).get(URL))
     assert [(one.name, one.getMessage()) for one in caplog.records] == [
-        ("httpx", f'HTTP Request: GET {URL} "HTTP/1.1 200 OK"')
+        (HTTPX, f'HTTP Request: GET {URL} "HTTP/1.1 200 OK"')
     ]

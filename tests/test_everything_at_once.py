@@ -29,6 +29,7 @@ from servers import (
     message,
     reset,
 )
+from wording import HTTPCORE, HTTPX
 
 from httpx_production import RetryPolicy
 
@@ -97,7 +98,7 @@ def descriptors() -> int:
 def living() -> int:
     """How many objects of the libraries under test are alive."""
     gc.collect()
-    names = ("httpx", "httpcore", "h11", "h2", "hpack", "anyio")
+    names = (HTTPX, HTTPCORE, "h11", "h2", "hpack", "anyio")
     kinds = Counter(type(thing).__module__.split(".")[0] for thing in gc.get_objects())
     return sum(kinds[name] for name in (*names, "httpx_production"))
 

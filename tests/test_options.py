@@ -18,6 +18,7 @@ import httpx
 import pytest
 from conftest import FakeClock, Flavour
 from streams import Unseekable, at
+from wording import USER_AGENT
 
 from httpx_production import AsyncProductionHTTPClient, ProductionHTTPClient, RetryPolicy
 from httpx_production._constructor import HTTPXOptions
@@ -456,7 +457,7 @@ def test_default_headers_lie_under_headers(kind: Any, default: Any) -> None:
     client = make(kind, default_headers=default, headers={"x-key": "high"})
     assert client.headers["X-Key"] == "high"
     assert client.headers["X-Own"] == "own"
-    assert client.headers["User-Agent"].startswith("python-httpx/")
+    assert client.headers["User-Agent"] == USER_AGENT
     request = client.build_request("GET", "http://x", headers={"X-OWN": "request"})
     assert request.headers.get_list("x-own") == ["request"]
     assert request.headers.get_list("x-key") == ["high"]

@@ -33,6 +33,7 @@ from servers import (
     refused_port,
     reset,
 )
+from wording import HTTPX
 
 from httpx_production import (
     HTTPX_EXCEPTIONS,
@@ -383,7 +384,7 @@ async def test_the_last_exception_keeps_its_own_traceback(
     with ScriptedServer([reset(), reset(), fin()]) as server:
         exc = await flavour.outcome(flavour.client(max_attempts=3).get, server.url)
     files = [frame.filename for frame in traceback.extract_tb(exc.__traceback__)]
-    assert any("httpx/_transports" in file for file in files)
+    assert any(f"{HTTPX}/_transports" in file for file in files)
     causes = []
     cause: BaseException | None = exc
     while cause := cause and (cause.__cause__ or cause.__context__):
