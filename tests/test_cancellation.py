@@ -264,6 +264,7 @@ def interrupted() -> Iterator[Callable[[float], None]]:
     """
     main = threading.main_thread().ident
     assert main is not None
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored without a terminal
     timers: list[threading.Timer] = []
 
     def interrupt(seconds: float) -> None:
@@ -277,6 +278,7 @@ def interrupted() -> Iterator[Callable[[float], None]]:
         for timer in timers:  # whoever ended by himself isn't interrupted any more
             timer.cancel()
             timer.join()
+        signal.signal(signal.SIGINT, before)
     assert not hasattr(info.value, "__notes__")
 
 
