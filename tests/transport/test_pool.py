@@ -8,6 +8,7 @@ import contextlib
 import re
 import ssl
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -328,28 +329,24 @@ async def test_a_pool_of_another_kind_is_left_alone(flavour: Flavour) -> None:
 
 
 @pytest.fixture(params=["name", "class", "module", "constructor"])
-def without(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A httpcore that has renamed something, and what the warning says of it."""
-    _private_names.missing_names.cache_clear()
+def without(
+    flavour: Flavour, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """A httpcore that has changed something, and what the warning says of it."""
+    monkeypatch.setattr(_private_names, "_known", {})
+    kind = "HTTP11Connection" if flavour.sync else "AsyncHTTP11Connection"
     if request.param == "name":
-
-        class Renamed:
-            def __init__(self, *_: Any) -> None:
-                self._network_stream = None
-
-        monkeypatch.setattr(httpcore, "HTTP11Connection", Renamed)
-        said = "Renamed._h11_state, Renamed.is_idle, Renamed.has_expired, Renamed.handle_request;"
-    elif request.param == "class":
-        monkeypatch.delattr(httpcore, "AsyncHTTP2Connection")
-        said = f"module '{HTTPCORE}' has no attribute 'AsyncHTTP2Connection'"
-    elif request.param == "module":
+        monkeypatch.setattr(httpcore, kind, lambda *_: types.SimpleNamespace(_network_stream=None))
+        names = ("_h11_state", "is_idle", "has_expired")
+        return ", ".join(f"SimpleNamespace.{name}" for name in names)
+    if request.param == "class":
+        monkeypatch.delattr(httpcore, kind)
+        return f"module '{HTTPCORE}' has no attribute '{kind}'"
+    if request.param == "module":
         monkeypatch.setitem(sys.modules, "httpcore._trace", None)
-        said = "import of httpcore._trace halted"
-    else:
-        monkeypatch.setattr(httpcore, "SOCKSProxy", lambda: None)
-        said = "positional argument"
-    yield said
-    _private_names.missing_names.cache_clear()
+        return "import of httpcore._trace halted"
+    monkeypatch.setattr(httpcore, kind, lambda: None)
+    return "positional argument"
 
 
 async def test_without_the_names_it_needs_httpcore_s_pool_serves(
@@ -371,9 +368,17 @@ async def test_without_the_names_it_needs_httpcore_s_pool_serves(
     assert transport.pool_stats() == PoolStats(1, 1, 0, 0)
 
 
-def test_the_names_that_it_looks_for_are_there() -> None:
+def every_pool() -> Iterator[Any]:
+    for flavour in ("", "Async"):
+        yield getattr(httpcore, f"{flavour}ConnectionPool")()
+        yield getattr(httpcore, f"{flavour}HTTPProxy")("http://x")
+        yield getattr(httpcore, f"{flavour}SOCKSProxy")("socks5://x")
+
+
+@pytest.mark.parametrize("pool", list(every_pool()), ids=lambda pool: type(pool).__name__)
+def test_the_names_that_it_looks_for_are_there(pool: Any) -> None:
     """In the versions that these tests run with: else they would test httpcore's pool."""
-    assert _private_names.missing_names() == ""
+    assert _private_names.missing_names(pool) == ""
 
 
 def test_it_looks_for_every_name_that_it_uses() -> None:
@@ -392,7 +397,8 @@ def test_it_looks_for_every_name_that_it_uses() -> None:
                     used |= set(re.findall(r"^_[a-z]\w+$", name))
                 case _:
                     pass
-    looked_for = {name for _, names in _private_names.examples() for name in names.split()}
+    needed = [names for pool in every_pool() for _, names in _private_names.names_needed(pool)]
+    looked_for = set(re.split(r"[ |]", " ".join(needed)))
     assert used - own - looked_for == set()
     assert {"_h11_state", "_requests", "_remote_origin", "_receive_data_frame"} <= used
 
