@@ -8,6 +8,7 @@ import io
 import math
 import os
 import pydoc
+import re
 from collections.abc import Callable
 from decimal import Decimal
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -18,7 +19,7 @@ import httpx
 import pytest
 from conftest import FakeClock, Flavour
 from streams import Unseekable, at
-from wording import USER_AGENT
+from wording import HTTPX, USER_AGENT
 
 from httpx_production import AsyncProductionHTTPClient, ProductionHTTPClient, RetryPolicy
 from httpx_production._constructor import HTTPXOptions
@@ -610,6 +611,24 @@ def test_unknown_event_hooks_are_refused_by_name(kind: Any, name: Any) -> None:
 
 
 # --- subclasses that know nothing of us -----------------------------------------------------------
+
+
+@both
+def test_a_client_of_two_libraries_is_refused(kind: Any) -> None:
+    """authlib takes httpx2 where it is installed: one class would send by both, or neither."""
+
+    class Base:
+        __module__ = "httpy._client"
+
+        def build_request(self) -> None: ...
+
+    class Client(Base):
+        __module__ = "httpy"
+
+    said = f"Mixed would be a client of {HTTPX} and httpy at once: call httpx2.alias_httpx()"
+    for bases in ((kind, Client), (Client, kind)):
+        with pytest.raises(TypeError, match=re.escape(said)):
+            type("Mixed", bases, {})
 
 
 class DirectSync(ProductionHTTPClient):

@@ -139,6 +139,18 @@ def next_in_line(kind: type, after: type) -> type:
     return next(one for one in order if "__init__" in vars(one))
 
 
+def check_bases(kind: type) -> None:
+    """Refuse a class whose bases are clients of httpx and of its successor (authlib prefers it)."""
+    clients = [base for base in kind.__mro__ if hasattr(base, "build_request")]
+    roots = [base for base in clients if base.__bases__ == (object,)]
+    packages = {root.__module__.partition(".")[0] for root in roots}
+    if len(packages) > 1:
+        raise TypeError(
+            f"{kind.__name__} would be a client of {' and '.join(sorted(packages))} at once: call "
+            "httpx2.alias_httpx() before the first import of httpx"
+        )
+
+
 def check_names(kind: str, given: Collection[str], known: Collection[str]) -> None:
     """Refuse an argument that nobody knows, and name the nearest one."""
     for name in given:

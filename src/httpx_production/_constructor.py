@@ -32,6 +32,7 @@ from ._arguments import (
     policy_for,
 )
 from ._checks import (
+    check_bases,
     check_header_values,
     check_hooks,
     check_names,
@@ -144,6 +145,11 @@ class ProductionOptions(_HTTPXClient[TransportT, HooksT]):
     _is_async: ClassVar[bool]
     _has_flow: bool = False  # whether the client's auth may make requests of its own
     _overruns: bool = False  # whether a transport of the caller's may go on after a deadline
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Check a class that inherits from more than ours."""
+        super().__init_subclass__(**options)
+        check_bases(cls)
 
     def __init__(
         self,
