@@ -13,6 +13,7 @@ import threading
 import types
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from typing import Any
 
 import anyio
@@ -23,6 +24,22 @@ import pytest
 
 FLAVOURS = ("sync", "asyncio", "trio")
 TIME_LIMIT = 20.0  # seconds for each test, unless marked with time_limit
+
+
+def needs_other() -> Iterator[str]:
+    """Files of tests/ecosystem for environments of another kind; `.ci/run` has one for each."""
+    aliased, is_there = httpx.__name__ == "httpx2", find_spec("httpx2") is not None
+    if find_spec("openai") is None:
+        yield "ecosystem/test_sdk_calls.py"
+    if find_spec("mcp") is None or not aliased:
+        yield "ecosystem/test_sdk_calls_of_httpx2.py"
+    if aliased or not is_there:
+        yield "ecosystem/test_side_by_side.py"
+    elif is_there:
+        yield "ecosystem/test_authlib.py"  # it takes httpx2 where that is installed
+
+
+collect_ignore = list(needs_other())
 
 
 def pytest_report_header() -> str:
