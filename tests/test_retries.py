@@ -7,6 +7,7 @@ import re
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import FrozenInstanceError, dataclass, field
+from functools import partial
 from typing import Any
 
 import httpx
@@ -239,6 +240,21 @@ async def test_methods_named_by_the_policy_are_retried(
     assert server.bodies == [b'{"a":1}'] * 2
     with ScriptedServer([answer(503)]) as server:
         assert (await flavour.run(client.get(server.url))).status_code == 503
+
+
+async def test_query_is_retried_where_httpx_knows_it(flavour: Flavour, clock: FakeClock) -> None:
+    """RFC 10008: safe, with a body; httpx2 has `client.query()`. A POST stays what it is."""
+    known = hasattr(httpx, "query")
+    script = [answer(503)] + [answer(200)] * known + [answer(503)]
+    with ScriptedServer(script) as server:
+        client = flavour.client()
+        query = getattr(client, "query", partial(client.request, "QUERY"))
+        response = await flavour.run(query(server.url, content=b"{}"))
+        assert response.status_code == (200 if known else 503)
+        response = await flavour.run(client.post(server.url, content=b"{}"))
+        assert response.status_code == 503
+        assert server.methods == ["QUERY", "QUERY", "POST"][not known :]
+        assert set(server.bodies) == {b"{}"}
 
 
 @pytest.mark.parametrize("method", ["POST", "PATCH"])
