@@ -22,7 +22,6 @@ from ._network import AsyncBackend, Backend
 from ._pool import PoolCore
 from ._runtime import run
 
-
 SCHEMES = (b"http", b"https", b"ws", b"wss")  # httpcore says what is wrong with others
 
 
