@@ -357,6 +357,16 @@ def test_with_http1_each_gets_its_own_and_it_is_remembered() -> None:
     assert requests.connected() == "a4 a5 a6"
 
 
+def test_with_http1_nobody_waits_for_another_handshake() -> None:
+    """The first connection tells that none will be shared, those that are still made included."""
+    requests = Requests(size=3, negotiates=True)
+    requests.acquire("a1", "a2", "a3")
+    requests.stop_expecting("a2")
+    assert requests.connected() == "a1 a2"
+    requests.of("a1").become(1, shared=False)
+    assert requests.connected() == "a1 a2 a3"
+
+
 def test_a_failed_handshake_is_the_next_one_s_turn() -> None:
     """Nobody waits for a connection that will not come."""
     requests = Requests(negotiates=True)
