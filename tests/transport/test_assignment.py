@@ -389,6 +389,16 @@ def test_who_has_waited_enough_makes_a_connection_of_its_own() -> None:
     assert requests.connected() == "a1 a2 a3"
 
 
+def test_who_stands_in_line_by_then_keeps_its_place() -> None:
+    """Its expectation came to nothing before it had waited enough."""
+    requests = Requests(size=1, negotiates=True)
+    requests.acquire("a1", "a2", "a3")
+    requests.of("a1").become(1, shared=False)
+    requests.stop_expecting("a2")
+    requests.release("a1")
+    assert requests.connected() == "a2"
+
+
 def test_who_is_done_expects_nothing() -> None:
     """A request that was released meanwhile is left alone."""
     requests = Requests(negotiates=True)
