@@ -44,7 +44,7 @@ class FakeConnection:
     def close(self) -> None:
         self.closed = True
 
-    def become(self, capacity: int, *, shared: bool = True) -> None:
+    def become(self, capacity: int | None, *, shared: bool = True) -> None:
         """Turn out to take so many requests at a time."""
         self.capacity, self.shared = capacity, shared
         self._changed()
@@ -357,6 +357,18 @@ def test_with_http1_each_gets_its_own_and_it_is_remembered() -> None:
     assert requests.connected() == "a4 a5 a6"
 
 
+def test_a_shared_connection_is_waited_for_until_it_tells_its_capacity() -> None:
+    """HTTP/2 is agreed on, the server's SETTINGS are still to come."""
+    requests = Requests(size=9, negotiates=True)
+    requests.acquire("a1", "a2")
+    requests.of("a1").become(None)
+    requests.acquire("a3")
+    assert requests.connected() == "a1"
+    requests.of("a1").become(100)
+    assert requests.connected() == "a1 a2 a3"
+    assert len(requests.made) == 1
+
+
 def test_with_http1_nobody_waits_for_another_handshake() -> None:
     """The first connection tells that none will be shared, those that are still made included."""
     requests = Requests(size=3, negotiates=True)
@@ -577,6 +589,20 @@ def test_who_gives_up_is_no_longer_given_way_to(now: list[float]) -> None:
     assert requests.connected() == "a1"
     requests.release("b1")
     assert requests.connected() == "a1 a2"
+
+
+def test_a_connection_takes_requests_again_when_nobody_needs_it_to_end(now: list[float]) -> None:
+    """Who it was to make room for got another one: those whom it kept out go on at once."""
+    requests = Requests(size=2, negotiates=True)
+    requests.acquire("a0")
+    requests.of("a0").become(100)
+    requests.acquire("b0", "b1")
+    requests.stop_expecting("b1")
+    now[0] += 1.0
+    requests.acquire("c1", "a1")
+    assert requests.connected() == "a0 b0"
+    requests.of("b0").become(100)
+    assert requests.connected() == "a0 b0 b1 a1"
 
 
 def test_nobody_overtakes_who_has_waited_for_another_to_pass(now: list[float]) -> None:
