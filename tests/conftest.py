@@ -35,7 +35,7 @@ def needs_other() -> Iterator[str]:
         yield "ecosystem/test_sdk_calls_of_httpx2.py"
     if aliased or not is_there:
         yield "ecosystem/test_side_by_side.py"
-    elif is_there:
+    else:
         yield "ecosystem/test_authlib.py"  # it takes httpx2 where that is installed
 
 

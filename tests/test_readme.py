@@ -82,7 +82,7 @@ def test_every_block_of_code_runs(document: Document, at_least: int) -> None:
     """Against a world that answers; none asks anybody but the host that does not exist."""
     executed(document)
     assert len(document.blocks()) >= at_least
-    count = len(document.blocks()) + len(document.blocks("ecosystem"))
+    count = sum(len(document.blocks(mark)) for mark in ("", "ecosystem", "httpx2"))
     assert count == document.text.count("```python")
 
 

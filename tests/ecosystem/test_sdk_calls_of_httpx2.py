@@ -1,6 +1,9 @@
 """SDKs that take httpx2's clients alone: ours are such clients under the alias."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -12,6 +15,7 @@ import huggingface_hub.errors
 import mcp
 import pytest
 from conftest import FakeClock, Flavour
+from documents import COOKBOOK
 from huggingface_hub.utils import _detect_agent, _http
 from mcp.client.streamable_http import streamable_http_client
 from sdk_calls import SDK, is_retried, keeps_its_exceptions, said
@@ -26,6 +30,17 @@ def test_ours_are_clients_of_httpx2() -> None:
     """What these SDKs ask for."""
     assert issubclass(ProductionHTTPClient, httpx2.Client)
     assert issubclass(AsyncProductionHTTPClient, httpx2.AsyncClient)
+
+
+@pytest.mark.time_limit(60)
+def test_the_cookbook_s_lines_work() -> None:
+    """In a process of their own, which has no alias before."""
+    (block,) = COOKBOOK.blocks("httpx2")
+    text = f"{block}\nassert isinstance(client, httpx2.Client)\nprint(sdk._client is client)"
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-W", "error", "-c", text]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=50)
+    assert (done.stdout, done.stderr) == ("True\n", "")
 
 
 # --- anthropic, huggingface_hub -------------------------------------------------------------------
