@@ -271,6 +271,8 @@ def interrupted() -> Iterator[Callable[[float], None]]:
         timers.append(threading.Timer(seconds, signal.pthread_kill, (main, signal.SIGINT)))
         timers[-1].start()
 
+    # Where pytest runs in the background, without a terminal, SIGINT may be ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt) as info, at_once():
             yield interrupt
