@@ -39,7 +39,8 @@ async def tasks(server: FlakyServer) -> list[httpx.Response]:
     """Fetch everything with one async client; 50 connections serve however many tasks."""
     async with AsyncProductionHTTPClient(base_url=server.url, retry=QUICK) as client:
         pending = asyncio.gather(*(client.get(path) for path in PATHS))
-        await asyncio.sleep(2 * LATENCY)
+        while not client.pool_stats().waiting:  # the first 50 have a connection, or make one
+            await asyncio.sleep(0)
         print(f"  in the middle   {client.pool_stats()}")
         responses = await pending
         print(f"  at the end      {client.pool_stats()}")
