@@ -20,6 +20,7 @@ import httpx
 import pytest
 from conftest import FakeClock, Flavour
 from servers import (
+    Received,
     ScriptedServer,
     Step,
     answer,
@@ -42,8 +43,9 @@ pytestmark = [
 ]
 
 URL = "https://api.example.com/v1"
-TOTAL = 0.3
-LATE = 0.3  # seconds after the deadline by which the call has to be over
+TOTAL = 0.6
+LATE = 1.5  # seconds after it by which a call is over, on a machine whose cores are all busy
+PATIENT = {"retry": {"total_timeout": 15.0}}  # for a call that only has to be answered
 
 IN_AN_HOUR = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
 ENDLESS = b"x" * 1000
@@ -223,7 +225,7 @@ FAULTS: dict[str, Callable[[], Step]] = {
     "body drips fast": lambda: drip(HEAD, 0.01, at_once=len(HEAD) - 990),
     "headers drip": lambda: drip(HEAD, 0.1, at_once=30),
     "1xx for ever": lambda: Step(send=[b"HTTP/1.1 102 Processing\r\n\r\n"] * 300, pause=0.1),
-    "redirect for ever": lambda: redirect("/again", delay=0.1),
+    "redirect for ever": lambda: redirect("/again", delay=0.3),
     "chunked drips": lambda: Step(
         send=[message(200, headers={"Transfer-Encoding": "chunked"}, length=False)]
         + [b"1\r\nx\r\n"] * 300,
@@ -231,6 +233,9 @@ FAULTS: dict[str, Callable[[], Step]] = {
     ),
     "upload is not read": lambda: hang(read="head"),
 }
+
+#: Otherwise than while reading; redirects may be anywhere.
+ENDS = {"upload is not read": httpx.WriteTimeout, "redirect for ever": httpx.TimeoutException}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -247,12 +252,12 @@ async def test_a_slow_server_does_not_outlast_total_timeout(flavour, fault):
                 for method, client in clients.items()
             ])  # fmt: skip
         for outcome in outcomes:
-            assert isinstance(outcome, httpx.WriteTimeout if body else httpx.ReadTimeout)
+            assert isinstance(outcome, ENDS.get(fault, httpx.ReadTimeout))
             assert named(outcome)
         assert server.methods.count("POST") == 1
         assert server.methods.count("PUT") == 1
         for client in clients.values():
-            assert (await flavour.run(client.get(other.url))).text == "ok"
+            assert (await flavour.run(client.get(other.url, extensions=PATIENT))).text == "ok"
 
 
 async def test_a_deadline_is_not_a_failed_attempt(flavour):
@@ -272,7 +277,7 @@ async def test_a_connection_that_is_not_accepted(flavour):
             outcome = await flavour.outcome(client.get, url)
         assert isinstance(outcome, httpx.ConnectTimeout)
         assert named(outcome)
-        assert (await flavour.run(client.get(other.url))).text == "ok"
+        assert (await flavour.run(client.get(other.url, extensions=PATIENT))).text == "ok"
 
 
 @pytest.mark.parametrize(
@@ -288,7 +293,7 @@ async def test_a_tls_handshake_that_stalls_or_drips(flavour, step):
         assert isinstance(outcome, httpx.ConnectTimeout)
         assert named(outcome)
         assert server.connections == 1
-        assert (await flavour.run(client.get(other.url))).text == "ok"
+        assert (await flavour.run(client.get(other.url, extensions=PATIENT))).text == "ok"
 
 
 async def test_connect_and_handshake_share_what_is_left(flavour):
@@ -306,49 +311,43 @@ async def test_connect_and_handshake_share_what_is_left(flavour):
 async def test_waiting_for_a_connection_counts(flavour):
     """A call that waits for the pool's only connection ends at its own deadline."""
     with ScriptedServer([hang()] * 9) as server:
-        client = flavour.client(max_connections=1, read_timeout=0.5, pool_timeout=9, max_attempts=1)
-        hurried = RetryPolicy(total_timeout=TOTAL)
+        client = flavour.client(max_connections=1, read_timeout=4.0, pool_timeout=9, max_attempts=1)
+        hurried = {"retry": RetryPolicy(total_timeout=TOTAL)}
+        took = [0.0]
 
         async def second() -> Any:
-            return await flavour.outcome(client.get, server.url, extensions={"retry": hurried})
+            while not server.requests:  # the first has the connection
+                await pause(flavour)
+            start = time.monotonic()
+            outcome = await flavour.outcome(client.get, server.url, extensions=hurried)
+            took[0] = time.monotonic() - start
+            return outcome
 
-        if flavour.sync:
-            calls = [lambda: client.get(server.url), lambda: late(client, server.url, hurried)]
-            outcomes = await flavour.gather(calls)
-            elapsed = outcomes[1]
-        else:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(flavour.outcome, client.get, server.url)
-                await anyio.sleep(0.1)
-                start = time.monotonic()
-                assert isinstance(await second(), httpx.PoolTimeout)
-                elapsed = time.monotonic() - start
-    assert elapsed < TOTAL + LATE
+        first = partial(client.get, server.url)
+        outcomes = await flavour.gather([first, flavour.blocking(second)])
+    assert isinstance(outcomes[1], httpx.PoolTimeout)
+    assert TOTAL - 0.05 <= took[0] < TOTAL + LATE
 
 
-def late(client: Any, url: str, policy: RetryPolicy) -> float:
-    """Call a little later than the others, from a thread; return how long it took."""
-    time.sleep(0.1)
-    start = time.monotonic()
-    with pytest.raises(httpx.PoolTimeout):
-        client.get(url, extensions={"retry": policy})
-    return time.monotonic() - start
+async def pause(flavour: Flavour) -> None:
+    """Let others run."""
+    if flavour.sync:
+        time.sleep(0.005)
+    else:
+        await anyio.sleep(0.005)
 
 
 # --- many attempts --------------------------------------------------------------------------------
 
 
-async def test_a_wait_that_would_end_after_the_deadline_is_not_begun(flavour):
+async def test_a_wait_that_would_end_after_the_deadline_is_not_begun(flavour, clock):
     """A 503 loop: the last 503 is returned before the deadline, not an exception after it."""
     with ScriptedServer([answer(503)] * 99) as server:
-        backoff = RetryPolicy(max_attempts=99, backoff=lambda attempt: 0.11)
-        client = flavour.client(retry=backoff, total_timeout=TOTAL)
-        start = time.monotonic()
-        response = await flavour.run(client.get(server.url))
-    assert 0.1 < time.monotonic() - start < TOTAL + LATE / 2
+        backoff = RetryPolicy(max_attempts=99, backoff=lambda attempt: 11.0, total_timeout=30.0)
+        response = await flavour.run(flavour.client(retry=backoff).get(server.url))
     assert response.status_code == 503
-    assert len(server.requests) == len(response.extensions["retries"]) + 1
-    assert len(server.requests) in (2, 3)
+    assert clock.delays == [11.0, 11.0]
+    assert len(server.requests) == len(response.extensions["retries"]) + 1 == 3
 
 
 @pytest.mark.parametrize("value", ["9", "3600", IN_AN_HOUR], ids=["9", "3600", "date"])
@@ -359,7 +358,7 @@ async def test_a_retry_after_beyond_the_deadline_is_answered_at_once(flavour, va
         policy = RetryPolicy(total_timeout=5.0, max_retry_after=86_400)
         start = time.monotonic()
         response = await flavour.run(client.get(server.url, extensions={"retry": policy}))
-    assert time.monotonic() - start < 2.0  # pendulum's import included
+    assert time.monotonic() - start < 4.0  # and not 5 s, or 9, or an hour
     assert response.status_code == 429
     assert len(server.requests) == 1
     assert "total_timeout" in caplog.text
@@ -369,10 +368,10 @@ async def test_attempts_and_waits_share_one_deadline(flavour):
     """Attempts that time out by themselves go on until the deadline and not a phase longer."""
     with ScriptedServer([hang()] * 99) as server:
         policy = RetryPolicy(max_attempts=99, backoff=lambda attempt: 0.01, total_timeout=TOTAL)
-        client = flavour.client(retry=policy, read_timeout=0.1, max_connections=1)
+        client = flavour.client(retry=policy, read_timeout=TOTAL * 0.4, max_connections=1)
         start = time.monotonic()
         outcome = await flavour.outcome(client.get, server.url)
-    assert 0.2 < time.monotonic() - start < TOTAL + LATE
+    assert TOTAL / 2 < time.monotonic() - start < TOTAL + LATE
     assert isinstance(outcome, httpx.ReadTimeout)
     assert len(server.requests) in (2, 3)
     assert named(outcome)
@@ -385,7 +384,7 @@ async def test_a_failed_response_whose_body_drips_is_not_waited_for(flavour):
         start = time.monotonic()
         response = await flavour.run(client.get(server.url))
     assert response.text == "ok"
-    assert time.monotonic() - start < 0.6
+    assert time.monotonic() - start < 3  # and not the 100 s of the body
     assert server.connections == 2
 
 
@@ -429,7 +428,7 @@ async def test_a_stream_that_drips_after_the_hand_over(flavour, pause):
         assert named(outcome)
         assert received
         assert ENDLESS.startswith(b"".join(received))
-        assert (await flavour.run(client.get(server.url))).text == "ok"
+        assert (await flavour.run(client.get(server.url, extensions=PATIENT))).text == "ok"
 
 
 async def test_reading_a_stream_at_once_is_bounded_too(flavour):
@@ -456,23 +455,29 @@ async def test_a_deadline_that_is_not_reached_changes_nothing(flavour, clock):
     assert seen[0] == seen[1] == (200, ENDLESS, ["503 Service Unavailable", "ReadError"], 2)
 
 
-async def test_the_next_call_gets_a_deadline_of_its_own(flavour):
+async def test_the_next_call_gets_a_deadline_of_its_own(flavour, clock):
     """Calls one after the other, together longer than the deadline: each has its full time."""
-    with ScriptedServer([answer(delay=0.1)] * 4) as server:
-        client = flavour.client(total_timeout=TOTAL)
+
+    def slow(request: Received) -> Step:
+        clock.advance(60.0)
+        return answer()
+
+    with ScriptedServer(slow) as server:
+        client = flavour.client(total_timeout=100.0)
         for _ in range(4):
             assert (await flavour.run(client.get(server.url))).text == "ok"
     assert server.connections == 1
 
 
-async def test_a_request_sent_again_does_not_carry_its_old_deadline(flavour):
+async def test_a_request_sent_again_does_not_carry_its_old_deadline(flavour, clock):
     """The same Request object, sent again after its first deadline has passed."""
-    with ScriptedServer([answer(), answer(delay=0.1)]) as server:
-        client = flavour.client(total_timeout=TOTAL)
+    with ScriptedServer() as server:
+        client = flavour.client(total_timeout=100.0)
         request = client.build_request("GET", server.url)
         await flavour.run(client.send(request))
-        await anyio.sleep(TOTAL)
+        clock.advance(150.0)
         assert (await flavour.run(client.send(request))).text == "ok"
+        clock.advance(150.0)
         unbounded = flavour.client()
         assert (await flavour.run(unbounded.send(request))).text == "ok"
 
@@ -480,13 +485,13 @@ async def test_a_request_sent_again_does_not_carry_its_old_deadline(flavour):
 async def test_a_phase_shorter_than_the_deadline_still_holds(flavour):
     """read_timeout and a request's own `timeout=` go on to bound each attempt."""
     with ScriptedServer([hang()] * 3 + [answer()]) as server:
-        policy = RetryPolicy(backoff=lambda attempt: 0.0, total_timeout=5.0)
-        client = flavour.client(retry=policy, read_timeout=0.1)
+        policy = RetryPolicy(backoff=lambda attempt: 0.0, total_timeout=9.0)
+        client = flavour.client(retry=policy, read_timeout=0.4)
         start = time.monotonic()
         response = await flavour.run(client.get(server.url))
         assert response.text == "ok"
     assert [failed.reason for failed in response.extensions["retries"]] == ["ReadTimeout"] * 3
-    assert 0.3 <= time.monotonic() - start < 0.9
+    assert 1.1 <= time.monotonic() - start < 8
 
 
 async def test_a_request_without_timeouts_is_bounded_too(flavour):
@@ -502,12 +507,12 @@ async def test_one_deadline_does_not_touch_the_neighbour(flavour):
     """Two calls on one client: the hurried one ends, the patient one gets its answer."""
     with ScriptedServer(lambda request: answer(delay=0.4)) as server:
         client = flavour.client()
-        hurried = {"retry": RetryPolicy(total_timeout=0.2)}
+        hurried = {"retry": RetryPolicy(total_timeout=0.2)}  # half of what an answer takes
         outcomes = await flavour.gather([
             lambda: client.get(server.url, extensions=hurried),
             lambda: client.get(server.url),
         ])  # fmt: skip
-    assert isinstance(outcomes[0], httpx.ReadTimeout)
+    assert isinstance(outcomes[0], httpx.TimeoutException)
     assert outcomes[1].text == "ok"
 
 

@@ -6,6 +6,7 @@ Sockets and seconds are real ones; what the README says of 12 s is tried with 0.
 """
 
 import re
+import threading
 import time
 from typing import Any
 
@@ -13,7 +14,7 @@ import httpx
 import pytest
 from conftest import FakeClock, Flavour
 from documents import README
-from servers import ScriptedServer, answer, chunked
+from servers import Received, ScriptedServer, Step, answer, chunked
 
 from httpx_production import RetryPolicy, jittered_backoff
 
@@ -47,9 +48,27 @@ async def test_the_recipe_for_slow_apis_loses_no_call(flavour: Flavour) -> None:
 
 async def test_a_long_read_timeout_alone_loses_calls(flavour: Flavour) -> None:
     """Why the recipe says more: retries included, a call has queued for 25 s and less then."""
-    outcomes = await calls(flavour, **scaled("read_timeout=120, total_timeout=300"))
-    assert set(outcomes) == {200, httpx.PoolTimeout}
-    assert 3 <= outcomes.count(200) <= 9
+    lost: list[Any] = []
+    all_lost = threading.Event()
+
+    def late(request: Received) -> Step:
+        assert all_lost.wait(15)
+        return answer()
+
+    with ScriptedServer(late) as server:
+        options = scaled("read_timeout=1200, total_timeout=3000")
+        client = flavour.client(max_connections=3, **options)
+
+        async def call() -> Any:
+            outcome = await flavour.outcome(client.get, server.url)
+            if isinstance(outcome, httpx.PoolTimeout):
+                lost.append(outcome)
+            if len(lost) == 9:  # all but those that have the three connections
+                all_lost.set()
+            return getattr(outcome, "status_code", type(outcome))
+
+        outcomes = await flavour.gather([flavour.blocking(call)] * 12)
+    assert sorted(map(str, outcomes)) == ["200"] * 3 + [str(httpx.PoolTimeout)] * 9
 
 
 async def test_total_timeout_bounds_queueing_without_a_pool_timeout(flavour: Flavour) -> None:
