@@ -38,7 +38,7 @@ def within(limit: float, at_least: float = 0.0) -> Iterator[None]:
     assert at_least <= took < limit, f"took {took:.2f} s"
 
 
-async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 15.0) -> None:
     """Wait, without blocking an event loop, until something is true."""
     end = time.monotonic() + seconds
     while not condition():
@@ -109,7 +109,7 @@ class Callers:
         caller.done.set()
 
 
-async def finished(*callers: Caller, seconds: float = 5.0) -> list[Any]:
+async def finished(*callers: Caller, seconds: float = 15.0) -> list[Any]:
     """The outcomes of callers, that have to be there in time."""
     for caller in callers:
         await until(caller.done.is_set, seconds)

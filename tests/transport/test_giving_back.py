@@ -501,6 +501,7 @@ class CtrlC:
 
 
 @SYNC
+@pytest.mark.time_limit(90)  # some hundred full garbage collections
 @pytest.mark.parametrize("kind", ["http", "https", "http2"])
 @pytest.mark.filterwarnings("ignore:coroutine")  # made, and then not begun
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a finalizer

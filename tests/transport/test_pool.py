@@ -1,6 +1,7 @@
 """The pool over sockets: what is kept, what it says of itself, and what it must not touch.
 
-Subject: `transport/_pool.py`, `transport/_pools.py`, `transport/_pooled.py`.
+Subject: `transport/_pool.py`, `transport/_pools.py`, `transport/_pooled.py`,
+`transport/_private_names.py`.
 """
 
 import ast
