@@ -33,9 +33,7 @@ def bounded_copy(request: httpx.Request, policy: RetryPolicy, started: float) ->
 def settle(response: httpx.Response, sent: httpx.Request, request: httpx.Request) -> None:
     """End a call that was over with its first attempt, of which `sent` was the bounded copy."""
     sent.extensions["timeout"].end(LATE)
-    if response.request is sent:
-        response.request = request
-    for one in response.history:
+    for one in (*response.history, response):
         if one.request is sent:
             one.request = request
 

@@ -7,7 +7,7 @@ again. Nothing here sends or waits.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import astuple
 from http.cookiejar import Cookie, CookieJar, DefaultCookiePolicy
 from inspect import iscoroutinefunction, isfunction
@@ -139,6 +139,7 @@ class ProductionOptions(_HTTPXClient[TransportT, HooksT]):
 
     # Class-level defaults: some subclasses call httpx's __init__ directly (authlib does).
     _retry: RetryPolicy = RetryPolicy()
+    _suspects: Container[int] = _retry.suspects
     _is_timed: bool = False  # whether the policy has a timeout
     _pooled_transports: tuple[PooledTransport | AsyncPooledTransport, ...] = ()
     _transport_class: ClassVar[type[PooledTransport | AsyncPooledTransport]]
@@ -250,7 +251,7 @@ class ProductionOptions(_HTTPXClient[TransportT, HooksT]):
 
     def _set_retry(self, policy: RetryPolicy) -> None:
         check_policy("client.retry", policy)
-        self._retry = policy
+        self._retry, self._suspects = policy, policy.suspects
         self._is_timed = (policy.attempt_timeout, policy.total_timeout) != (None, None)
 
     if TYPE_CHECKING:
@@ -343,7 +344,7 @@ class ProductionOptions(_HTTPXClient[TransportT, HooksT]):
         """Build a request as httpx does, with a body that is sent again in full or not at all."""
         if content is not None and self._is_async:
             content = readable(content)
-        if hasattr(files, "__next__"):  # used up by a look at it
+        if files is not None and hasattr(files, "__next__"):  # used up by a look at it
             files = list(files)
         request = super().build_request(  # written out: **options would cost a request 2 %
             method,

@@ -88,7 +88,7 @@ class ProductionHTTPClient(ProductionOptions[httpx.BaseTransport, SyncHooks], ht
         request.extensions = {"timeout": given["timeout"], "attempt": 0, "retries": ()}
         try:  # httpx's own, and all there is to it unless it fails
             response = super().send(sent, stream=True, follow_redirects=follow_redirects)
-            if response.status_code not in self._retry.suspects:
+            if response.status_code not in self._suspects:
                 response.read()
                 if type(getattr(response, DECODER, None)) is not IDENTITY:
                     ensure_complete(response)
@@ -217,7 +217,7 @@ class AsyncProductionHTTPClient(
         request.extensions = {"timeout": given["timeout"], "attempt": 0, "retries": ()}
         try:  # httpx's own, and all there is to it unless it fails
             response = await super().send(sent, stream=True, follow_redirects=follow_redirects)
-            if response.status_code not in self._retry.suspects:
+            if response.status_code not in self._suspects:
                 await response.aread()
                 if type(getattr(response, DECODER, None)) is not IDENTITY:
                     ensure_complete(response)
