@@ -48,6 +48,7 @@ NOTICED_BY = {
     "_response_body": ("response_body truncated_content resources", "not trio"),
     "_deadline": ("deadline", "not trio"),
     "transport._assignment": ("transport/assignment", "not ctrl-c"),
+    "transport._locked": ("transport/locked", "not trio"),
     "transport._http2_protocol": ("transport/http2_protocol", ""),
     "transport._http2_stream": ("transport/http2_protocol", ""),
 }

@@ -70,6 +70,15 @@ def test_a_lease_that_is_dropped_is_given_back() -> None:
     assert pool.assignment.count() == (1, 1, 0)
 
 
+def test_all_leases_that_are_dropped_are_given_back() -> None:
+    """Several, before anybody looks."""
+    pool = locked(size=3)
+    leases = [acquired(pool) for _ in range(3)]
+    leases.clear()
+    pool.settle()
+    assert pool.assignment.count() == (3, 3, 0)
+
+
 def test_a_lease_in_a_cycle_is_given_back() -> None:
     """The garbage collector finds it although the pool knows its request."""
     pool = locked()
