@@ -278,6 +278,8 @@ HTTPX2 = Contender("httpx2", _httpx2, _async_httpx2)
 HTTPWARE = Contender("httpware", _httpware, _async_httpware)
 OWN = Contender("httpx-production", _own, _async_own, ProductionHTTPClient)
 
+OWN_ON_HTTPX2 = "httpx-production on httpx2"  # in another process, under the alias
+
 # With packages that may be missing.
 AIOHTTP = [Contender("the same on httpx-aiohttp", _own, _own_on_aiohttp)] if httpx_aiohttp else []
 ALL = [

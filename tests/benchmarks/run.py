@@ -1,9 +1,10 @@
 """What the clients cost: interleaved ratios to bare httpx, printed as one markdown table.
 
-    uv run --group benchmarks tests/benchmarks/run.py [--instructions]
+    uv run --isolated --group comparison tests/benchmarks/run.py [--instructions]
 
 CPU time of the client's process alone; each server is another process on 127.0.0.1. No time is
-asserted. Under three minutes; `--instructions` adds exact counts by valgrind, in some more.
+asserted. Under five minutes; `--instructions` adds exact counts by valgrind, in some more. Where
+httpx2 is installed, two columns come from another process, in which `import httpx` means httpx2.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import asyncio
 import gc
 import itertools
+import json
 import os
 import platform
 import statistics
@@ -23,6 +25,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
@@ -31,8 +35,10 @@ import instructions
 from contenders import (
     AIOHTTP,
     HTTPX,
+    HTTPX2,
     HTTPX_RETRIES,
     OWN,
+    OWN_ON_HTTPX2,
     STAMINA,
     TENACITY,
     Contender,
@@ -44,8 +50,15 @@ from loopback import Loopback
 
 LAYERS = [HTTPX, HTTPX_RETRIES, STAMINA, TENACITY, OWN]
 POOLS = [HTTPX, HTTPX_RETRIES, OWN]  # a decorator's pool is httpx's
+ALIASED = {HTTPX.name: HTTPX2.name, OWN.name: OWN_ON_HTTPX2}  # what they are where httpx is httpx2
+if httpx.__name__ == HTTPX2.name:
+    LAYERS = POOLS = [HTTPX, OWN]
+    AIOHTTP.clear()
 WIDE = httpx.Limits(max_connections=200, max_keepalive_connections=200, keepalive_expiry=120)
-PACKAGES = ["httpx", "httpcore", "httpx-retries", "stamina", "tenacity", "httpx-aiohttp"]
+PACKAGES = [
+    "httpx", "httpcore", "httpx2", "httpcore2", "httpx-retries", "stamina", "tenacity",
+    "httpx-aiohttp",
+]  # fmt: skip
 
 Batch = Callable[[], float]
 Key = tuple[str, int]  # a contender's name, and how much of something
@@ -314,6 +327,27 @@ def import_batch(code: str, cache: str) -> Batch:
     return lambda: float(subprocess.check_output(command, env=variables, timeout=60))
 
 
+# --- httpx2 -------------------------------------------------------------------------------------
+
+
+def rows_on_httpx2() -> list[Mapping[str, str]]:
+    """httpx2's cells, and ours to httpx2, row by row but for the imports: the alias does these."""
+    if find_spec("httpx2") is None:
+        return []
+    folder = Path(__file__).parent.parent / "under_httpx2"
+    rows = subprocess.check_output(
+        [sys.executable, __file__, "--json"], env=os.environ | {"PYTHONPATH": str(folder)}
+    )
+    return list(json.loads(rows))
+
+
+def print_rows() -> None:
+    """In the process that has the alias."""
+    parts = (one_at_a_time, in_flight, connections_opened, idle_connections, construction)
+    rows = [cells for part in parts for _, cells in part()]
+    print(json.dumps([{ALIASED[name]: cell for name, cell in cells.items()} for cells in rows]))
+
+
 # --- the table ----------------------------------------------------------------------------------
 
 
@@ -332,18 +366,25 @@ def machine() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--instructions", action="store_true", help="count instructions too")
-    counting = parser.parse_args().instructions
+    parser.add_argument("--json", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
     started = time.monotonic()
     gc.freeze()  # what was imported is looked at no more by the collections before each batch
-    columns = [one.name for one in [*LAYERS, *AIOHTTP]]
+    if arguments.json:
+        return print_rows()
+    on_httpx2 = rows_on_httpx2()
+    beside = iter(on_httpx2)
+    columns = [one.name for one in [*LAYERS, *AIOHTTP]] + list(ALIASED.values()) * bool(on_httpx2)
     print(f"| | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}", flush=True)
     parts = [one_at_a_time, in_flight, connections_opened, idle_connections, construction, imports]
-    for part in [*parts, *([instructions.rows] if counting else [])]:
-        for label, cells in part():
+    for part in [*parts, *([instructions.rows] if arguments.instructions else [])]:
+        for label, row in part():
+            cells = {**row, **next(beside, {})}
             print(f"| {label} | {' | '.join(cells.get(one, '') for one in columns)} |", flush=True)
     print(
-        f"\n{machine()}. CPU time of the client (median) for httpx, ratios to it for the others "
-        f"(median and quartiles of interleaved rounds). {time.monotonic() - started:.0f} s in all."
+        f"\n{machine()}. CPU time of the client (median) for httpx and httpx2, ratios to it for "
+        "the others (median and quartiles of interleaved rounds). "
+        f"{time.monotonic() - started:.0f} s in all."
     )
 
 
