@@ -33,6 +33,7 @@ from loopback import Loopback
 
 sys.path.append(str(Path(__file__).parent.parent))
 import servers
+from h2_peer import H2Peer, Peer
 from servers import Http2Server, ScriptedServer, Step, answer, cut, drip, fin, message
 
 # --- asking -------------------------------------------------------------------------------------
@@ -320,6 +321,40 @@ async def impatient(send: Send, url: str) -> None:
         await send("GET", url, timeout=0.3)
 
 
+def http2_retired(contender: Contender) -> str:
+    setup = Setup(http2=True, verify=servers.client_context())
+    answered = 0
+
+    def retiring(peer: Peer) -> None:
+        peer.echo(peer.request())
+        streams = [peer.request(), peer.request()]
+        peer.goaway(streams[-1])
+        time.sleep(0.2)
+        for stream in streams:
+            peer.echo(stream)
+        peer.rest()
+
+    def refusing(peer: Peer) -> None:
+        peer.rest()  # so that an answer can only be the first connection's
+
+    async def post(send: Send, url: str) -> None:
+        nonlocal answered
+        with suppress(Exception):
+            await send("POST", url, timeout=3.0)
+            answered += 1
+
+    async def main(url: str) -> None:
+        async with aopened(contender, setup) as send:
+            await send("GET", url)  # now there is a connection to be shared
+            async with anyio.create_task_group() as tasks:
+                for _ in range(2):
+                    tasks.start_soon(post, send, url)
+
+    with H2Peer(retiring, refusing) as server:
+        anyio.run(main, server.url)
+    return f"{answered} of 2"
+
+
 # --- the table ----------------------------------------------------------------------------------
 
 Scenario = Callable[[Contender], str]
@@ -341,6 +376,7 @@ ASYNC: dict[str, Scenario] = {
     "trio, answered 503 once": on_trio,
     "a pool of 10 after 1 s of cancelled requests: connections lost for good": lost_slots,
     "HTTP/2, GET of 1 s beside one that times out": http2_neighbour,
+    "HTTP/2, two POSTs on a connection that the server retires after them: answered": http2_retired,
 }
 
 
