@@ -514,7 +514,7 @@ class CtrlC:
 async def test_ctrl_c_in_any_function_hangs_no_later_request(flavour: Flavour, kind: str) -> None:
     """Neither its own way out, nor those that are given the same connection."""
     with serving(kind) as server:
-        client = one_attempt(flavour, max_connections=1, pool_timeout=1)
+        client = one_attempt(flavour, max_connections=1)
         for number in itertools.count(1):
             ctrl_c = CtrlC(number)
             with contextlib.suppress(KeyboardInterrupt), ctrl_c:
