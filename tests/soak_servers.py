@@ -88,7 +88,7 @@ def pieces(data: bytes) -> list[bytes]:
     return [data[start : start + 7000] for start in range(0, len(data), 7000)]
 
 
-LAST = {"Connection": "close"}
+LAST = {"Connection": "close"}  # said, or the next request may go out before the end is seen
 HTTP1: dict[str, Callable[[bytes], Step]] = {
     "ok": lambda body: answer(200, body),
     "chunked": lambda body: chunked(*pieces(body)),
@@ -96,7 +96,6 @@ HTTP1: dict[str, Callable[[bytes], Step]] = {
     "slow": lambda body: Step(send=pieces(message(200, body)), pause=0.01),
     "twice": lambda body: Step(send=[message(200, body) + message(200, b"wrong")]),
     "last": lambda body: answer(200, body, LAST, then="fin"),
-    "unannounced": lambda body: answer(200, body, then="fin"),
     "interim": lambda body: Step(send=[message(103), message(200, body)], pause=0.01),
     "503": lambda body: answer(503, b"busy"),
     "429": lambda body: answer(429, headers={"Retry-After": "0"}),
@@ -282,7 +281,6 @@ FAULTS = {
     "h2": [*H2Connection.FAULTS, *H2Connection.UNREAD],
 }
 HARD = "503 429 reset gone stall cut cut-reset cut-chunk garbage short killed refused excluded"
-HARD += " unannounced"  # the next request on that connection may come too late
 GENTLE = {kind: [f for f in faults if f not in HARD.split()] for kind, faults in FAULTS.items()}
 
 
