@@ -492,12 +492,13 @@ class CtrlC:
 
     def __init__(self, number: int) -> None:
         self.left = number
+        self.before = sys.gettrace()  # coverage's
 
     def __enter__(self) -> None:
         sys.settrace(self)
 
     def __exit__(self, *exc_info: object) -> None:
-        sys.settrace(None)
+        sys.settrace(self.before)
 
     def __call__(self, frame: Any, event: str, arg: object) -> None:
         if any(place in frame.f_code.co_filename for place in self.PLACES):
