@@ -25,7 +25,7 @@ import httpx
 import pytest
 from conftest import Flavour
 from h2_peer import H2Peer
-from helpers import ASYNC, PROMPT, Callers, finished, one_attempt, until, within
+from helpers import ASYNC, PROMPT, Callers, finished, in_use, one_attempt, until, within
 from servers import (
     LOOPBACK,
     ScriptedServer,
@@ -449,6 +449,20 @@ async def test_what_a_read_waits_for_has_a_limit_in_all(flavour: Flavour) -> Non
         with within(0.5 + PROMPT, at_least=0.4), pytest.raises(httpcore.ReadTimeout):
             await flavour.run(stream.read(9, timeout=0.5))
         await flavour.close(stream)
+
+
+@ASYNC
+@pytest.mark.parametrize("setting", ["connect_timeout", "total_timeout"])
+async def test_a_slow_look_up_has_a_limit(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    """That of the connection, or of the call: the thread that looks up the name is left alone."""
+    limit: dict[str, Any] = {setting: 0.3}
+    with resolving(monkeypatch, "slow.example", ["127.0.0.1"], delay=0.3 + 2 * PROMPT):
+        client = one_attempt(flavour, **limit)
+        with within(0.3 + PROMPT, at_least=0.2), pytest.raises(httpx.ConnectTimeout):
+            await flavour.run(client.get("http://slow.example:1/"))
+        assert in_use(client) == (0, 0)
 
 
 async def test_a_limit_that_has_passed_is_a_timeout(flavour: Flavour) -> None:

@@ -243,7 +243,7 @@ class Connector:
             until = _until(timeout)
             if not 0 <= port <= 65535:  # getaddrinfo would make another port of it
                 raise OSError(f"no such port: {port}")
-            found = _interleaved(await self.runtime.resolve(host, port))
+            found = _interleaved(await self.runtime.resolve(host, port, _left(until)))
             return await self._race(found, until, local_address, options), until
 
     async def connect_unix(

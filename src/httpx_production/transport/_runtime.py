@@ -47,7 +47,7 @@ class Runtime(Protocol):
     ) -> bool: ...
     def interrupt(self, waits: set[Any]) -> None: ...
     def connect(self, sock: socket.socket, address: Any, timeout: float | None) -> bool: ...
-    async def resolve(self, host: str, port: int) -> list[Any]: ...
+    async def resolve(self, host: str, port: int, timeout: float | None) -> list[Any]: ...
     async def checkpoint(self) -> None: ...
 
 
@@ -132,7 +132,7 @@ class Blocking:
             sock.setblocking(False)
         return True
 
-    async def resolve(self, host: str, port: int) -> list[Any]:
+    async def resolve(self, host: str, port: int, timeout: float | None) -> list[Any]:
         """Look up a name. Nobody can interrupt that."""
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
 
@@ -217,12 +217,13 @@ class EventLoop:
             return False
         return True
 
-    async def resolve(self, host: str, port: int) -> list[Any]:
-        """Look up a name, in a thread."""
+    async def resolve(self, host: str, port: int, timeout: float | None) -> list[Any]:
+        """Look up a name, in a thread, which goes on when its time is up."""
         with suppress(ValueError):  # a name
             ip_address(host.partition("%")[0])
             return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        found: list[Any] = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        with anyio.fail_after(timeout):
+            found: list[Any] = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         return found
 
     async def checkpoint(self) -> None:
