@@ -1005,3 +1005,25 @@ async def test_a_server_without_http2_gets_http1(flavour: Flavour, clock: FakeCl
         await flavour.close(client)
     assert (response.http_version, response.content) == ("HTTP/1.1", b"ok")
     assert server.url.startswith(f"https://{LOOPBACK}")
+
+
+@pytest.mark.parametrize("size", [1000, 70_000])
+@pytest.mark.parametrize("total_timeout", [None, 9])
+async def test_each_response_tells_how_long_it_took(
+    flavour: Flavour, clock: FakeClock, size: int, total_timeout: float | None
+) -> None:
+    """Streams are ours, and httpx2 asks the stream; large failed bodies are not kept."""
+    asks = {"should_retry": lambda *_: None} if size > 65_536 else {}  # for the whole body
+    policy = RetryPolicy(total_timeout=total_timeout, **asks)
+    failure = answer(503, b"x" * size)
+    with ScriptedServer([failure, failure, answer(200, b"done")]) as server:
+        response = await flavour.run(flavour.client(retry=policy).get(server.url))
+        assert response.text == "done"
+        failed = [one.outcome for one in response.extensions["retries"]]
+        assert len(failed) == 2
+        assert all(one.elapsed.total_seconds() > 0 for one in (response, *failed))
+    with ScriptedServer([answer(503, b"x"), answer(200, b"done")]) as server:
+        client = flavour.client(retry=policy)
+        async with flavour.using(client.stream("GET", server.url)) as streamed:
+            assert await flavour.read(streamed) == b"done"
+        assert streamed.elapsed.total_seconds() > 0

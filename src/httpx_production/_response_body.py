@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import contextmanager, suppress
+from operator import attrgetter
 from time import monotonic
 from typing import Any, Final, cast
 
@@ -20,10 +21,17 @@ DRAIN_TIME = 0.25  # seconds that this may take
 LATE = "the response body did not end in time"
 
 
+class _Wrapper:
+    """A response's stream around another one."""
+
+    _stream: Any
+    elapsed = property(attrgetter("_stream.elapsed"))  # httpx2 asks the stream, httpx is told
+
+
 # --- a deadline between the chunks ----------------------------------------------------------------
 
 
-class _Bounded:
+class _Bounded(_Wrapper):
     """A response's stream of which no chunk is taken after the deadline."""
 
     def __init__(self, stream: Any, deadline: Deadline, cancels: bool) -> None:
@@ -66,7 +74,7 @@ def bound_stream(response: httpx.Response, deadline: Deadline, *, cancels: bool)
 # --- after the hand-over --------------------------------------------------------------------------
 
 
-class _HandedOver:
+class _HandedOver(_Wrapper):
     """The stream of a response that the caller reads: complete, or an error that says so."""
 
     def __init__(self, response: httpx.Response, deadline: Deadline | None) -> None:
@@ -89,7 +97,7 @@ class _HandedOver:
 class _SyncHandedOver(_HandedOver, httpx.SyncByteStream):
     def __iter__(self) -> Iterator[bytes]:
         try:
-            yield from self._stream  # type: ignore[misc]
+            yield from self._stream
             ensure_complete(self._response)
         except httpx.RequestError as exc:
             self._explain(exc)
@@ -97,13 +105,13 @@ class _SyncHandedOver(_HandedOver, httpx.SyncByteStream):
 
     def close(self) -> None:
         self._end()
-        self._stream.close()  # type: ignore[union-attr]
+        self._stream.close()
 
 
 class _AsyncHandedOver(_HandedOver, httpx.AsyncByteStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
-            async for chunk in self._stream:  # type: ignore[union-attr]
+            async for chunk in self._stream:
                 yield chunk
             ensure_complete(self._response)
         except httpx.RequestError as exc:
@@ -112,7 +120,7 @@ class _AsyncHandedOver(_HandedOver, httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         self._end()
-        await self._stream.aclose()  # type: ignore[union-attr]
+        await self._stream.aclose()
 
 
 def hand_over(response: httpx.Response, deadline: Deadline | None) -> None:
@@ -125,7 +133,7 @@ def hand_over(response: httpx.Response, deadline: Deadline | None) -> None:
 # --- bodies that the caller did not ask for -------------------------------------------------------
 
 
-class _Taken:
+class _Taken(_Wrapper):
     """A stream of which some chunks have been taken: they come first. `rest` is None at the end."""
 
     def __init__(self, taken: list[bytes], rest: Any, stream: Any) -> None:
