@@ -1027,3 +1027,4 @@ async def test_each_response_tells_how_long_it_took(
         async with flavour.using(client.stream("GET", server.url)) as streamed:
             assert await flavour.read(streamed) == b"done"
         assert streamed.elapsed.total_seconds() > 0
+        assert streamed.stream.elapsed in (None, streamed.elapsed)  # None: httpx's way

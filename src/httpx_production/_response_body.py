@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import contextmanager, suppress
-from operator import attrgetter
 from time import monotonic
 from typing import Any, Final, cast
 
@@ -25,7 +24,11 @@ class _Wrapper:
     """A response's stream around another one."""
 
     _stream: Any
-    elapsed = property(attrgetter("_stream.elapsed"))  # httpx2 asks the stream, httpx is told
+
+    @property
+    def elapsed(self) -> Any:
+        """How long the response took: httpx2 asks the stream, httpx is told."""
+        return getattr(self._stream, "elapsed", None)
 
 
 # --- a deadline between the chunks ----------------------------------------------------------------
