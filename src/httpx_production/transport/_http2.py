@@ -367,8 +367,11 @@ class HTTP2Connection:
         """Take in what has arrived, without waiting: one piece, so that others get their turn."""
         self._has_more = False
         try:
-            if (data := self._io.receive(READ_SIZE)) is not None:
-                self._wake(self._protocol.receive(data))
+            with self._protocol.whole:  # what was taken from the socket must get where it belongs
+                data = self._io.receive(READ_SIZE)
+                concerned = None if data is None else self._protocol.receive(data)
+            if concerned is not None:
+                self._wake(concerned)
                 self._has_more = True
         except Exception as exc:
             self._fail(exc)
