@@ -562,6 +562,33 @@ async def test_ctrl_c_sends_nothing_twice_over_http2(flavour: Flavour) -> None:
     assert streams == [1, 3]
 
 
+@SYNC
+@pytest.mark.parametrize("step", ["socket", "protocol"])
+async def test_ctrl_c_while_an_answer_is_taken_in_over_http2(flavour: Flavour, step: str) -> None:
+    """What the socket gave is lost then: TLS, and the table of headers, go on without it."""
+
+    def receive(self: Any, given: Any) -> Any:
+        result = original(self, given)
+        if armed and isinstance(result, bytes):
+            armed.clear()
+            raise KeyboardInterrupt
+        return result
+
+    owner: Any = _sockets.SocketIO if step == "socket" else _sockets.TLSIO
+    original, armed = owner.receive, [True]
+    with H2Peer(h2_parts) as server, pytest.MonkeyPatch.context() as patch:
+        client = one_attempt(flavour)
+        assert client.get(f"{server.url}/x").text == "/x"
+        patch.setattr(owner, "receive", receive)
+        with pytest.raises(KeyboardInterrupt):
+            client.get(f"{server.url}/y")
+        gc.collect()
+        assert client.get(f"{server.url}/z").text == "/z"
+        assert len(server.peers) == 2
+        assert in_use(client) == (0, 0)
+        await flavour.close(client)
+
+
 UPLOAD_SYNC = """
 def main():
     with ProductionHTTPClient(**options, timeout=30) as client:
