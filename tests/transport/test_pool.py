@@ -404,6 +404,25 @@ def test_it_looks_for_every_name_that_it_uses() -> None:
     assert {"_h11_state", "_requests", "_remote_origin", "_receive_data_frame"} <= used
 
 
+async def test_a_transport_that_keeps_its_pool_elsewhere_is_left_alone(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`_pool` is a private name, too: httpx's. It is said, and nothing crashes."""
+    owner: Any = httpx.HTTPTransport if flavour.sync else httpx.AsyncHTTPTransport
+    original = owner.__init__
+
+    def init(self: Any, *args: Any, **options: Any) -> None:
+        original(self, *args, **options)
+        self.elsewhere = self.__dict__.pop("_pool")
+
+    monkeypatch.setattr(owner, "__init__", init)
+    with pytest.warns(RuntimeWarning, match="needs names that are not there"):
+        transport: Any = PooledTransport() if flavour.sync else AsyncPooledTransport()
+    core = httpcore.ConnectionPool if flavour.sync else httpcore.AsyncConnectionPool
+    assert type(transport.elsewhere) is core
+    assert transport.pool_stats() == NOTHING
+
+
 async def test_requests_that_an_auth_flow_makes_have_timeouts(flavour: Flavour) -> None:
     """httpx gives none to a Request that it did not build: a silent token server would hang it."""
     with ScriptedServer([hang()]) as server:

@@ -33,7 +33,34 @@ class PoolStats:
     """Requests that wait for a connection, each at most `pool_timeout` seconds."""
 
 
-class PooledTransport(httpx.HTTPTransport):
+class _Pooled:
+    """What the two transports have in common: all but httpx's own."""
+
+    def __init__(
+        self,
+        verify: ssl.SSLContext | str | bool = True,
+        cert: str | tuple[str, str] | tuple[str, str, str] | None = None,
+        trust_env: bool = True,
+        http1: bool = True,
+        http2: bool = False,
+        limits: httpx.Limits = LIMITS,
+        proxy: str | httpx.URL | httpx.Proxy | None = None,
+        uds: str | None = None,
+        local_address: str | None = None,
+        retries: int = 0,
+        socket_options: Iterable[SocketOption] | None = None,
+    ) -> None:
+        given = (verify, cert, trust_env, http1, http2, limits, proxy, uds, local_address, retries)
+        above: Any = super()
+        above.__init__(*given, socket_options=socket_options)
+        self._pool: Any = _pooled(getattr(self, "_pool", None))
+
+    def pool_stats(self) -> PoolStats:
+        """Return how many connections are open, idle and in use, and how many requests wait."""
+        return _stats(self._pool)
+
+
+class PooledTransport(_Pooled, httpx.HTTPTransport):
     """An `httpx.HTTPTransport` with a pool for production: `httpx.Client(transport=…)`.
 
     It takes httpx's arguments, which mean what they mean there. Threads share it; a connection
@@ -41,58 +68,14 @@ class PooledTransport(httpx.HTTPTransport):
     connections.
     """
 
-    def __init__(
-        self,
-        verify: ssl.SSLContext | str | bool = True,
-        cert: str | tuple[str, str] | tuple[str, str, str] | None = None,
-        trust_env: bool = True,
-        http1: bool = True,
-        http2: bool = False,
-        limits: httpx.Limits = LIMITS,
-        proxy: str | httpx.URL | httpx.Proxy | None = None,
-        uds: str | None = None,
-        local_address: str | None = None,
-        retries: int = 0,
-        socket_options: Iterable[SocketOption] | None = None,
-    ) -> None:
-        given = (verify, cert, trust_env, http1, http2, limits, proxy, uds, local_address, retries)
-        super().__init__(*given, socket_options=socket_options)
-        self._pool = _pooled(self._pool)
 
-    def pool_stats(self) -> PoolStats:
-        """Return how many connections are open, idle and in use, and how many requests wait."""
-        return _stats(self._pool)
-
-
-class AsyncPooledTransport(httpx.AsyncHTTPTransport):
+class AsyncPooledTransport(_Pooled, httpx.AsyncHTTPTransport):
     """An `httpx.AsyncHTTPTransport` with a pool for production: `httpx.AsyncClient(transport=…)`.
 
     It takes httpx's arguments, which mean what they mean there. Concurrent requests share an
     HTTP/2 connection. Each event loop has connections of its own, so that one client may serve
     several `asyncio.run`s in turn.
     """
-
-    def __init__(
-        self,
-        verify: ssl.SSLContext | str | bool = True,
-        cert: str | tuple[str, str] | tuple[str, str, str] | None = None,
-        trust_env: bool = True,
-        http1: bool = True,
-        http2: bool = False,
-        limits: httpx.Limits = LIMITS,
-        proxy: str | httpx.URL | httpx.Proxy | None = None,
-        uds: str | None = None,
-        local_address: str | None = None,
-        retries: int = 0,
-        socket_options: Iterable[SocketOption] | None = None,
-    ) -> None:
-        given = (verify, cert, trust_env, http1, http2, limits, proxy, uds, local_address, retries)
-        super().__init__(*given, socket_options=socket_options)
-        self._pool = _pooled(self._pool)
-
-    def pool_stats(self) -> PoolStats:
-        """Return how many connections are open, idle and in use, and how many requests wait."""
-        return _stats(self._pool)
 
 
 def _pooled(stock: Any) -> Any:
@@ -115,7 +98,7 @@ def _stats(pool: Any) -> PoolStats:
     if (core := getattr(pool, "core", None)) is not None:
         connections, idle, waiting = core.count()
     else:
-        open_ones, requests = list(pool._connections), list(pool._requests)
+        open_ones, requests = (list(getattr(pool, n, ())) for n in ("_connections", "_requests"))
         connections, idle = len(open_ones), sum(one.is_idle() for one in open_ones)
         waiting = sum(request.is_queued() for request in requests)
     return PoolStats(connections, idle, connections - idle, waiting)
