@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 import httpx_production
-from httpx_production import client, retry
+from httpx_production import _response_body, client, retry
 from httpx_production._response_body import ensure_complete
 
 ROOT = Path(__file__).parent.parent
@@ -328,11 +328,21 @@ class Synchronous(ast.NodeTransformer):
 
     names: ClassVar = {
         "aread": "read", "aclose": "close", "async_sleep": "sleep", "adiscard": "discard",
-        "atake_small": "take_small",
+        "atake_small": "take_small", "aiter": "iter", "_AsyncTaken": "_SyncTaken",
+        "_abroken": "_broken",
     }  # fmt: skip
 
     def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
-        return self.generic_visit(ast.FunctionDef(**dict(ast.iter_fields(node))))
+        return self.visit(ast.FunctionDef(**dict(ast.iter_fields(node))))
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.name = self.names.get(node.name, node.name)
+        if ast.get_docstring(node):  # "Do the same for the async client."
+            del node.body[0]
+        return self.generic_visit(node)
+
+    def visit_AsyncFor(self, node: ast.AsyncFor) -> ast.AST:
+        return self.generic_visit(ast.For(**dict(ast.iter_fields(node))))
 
     def visit_Await(self, node: ast.Await) -> ast.AST:
         return self.visit(node.value)
@@ -352,8 +362,8 @@ class Synchronous(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
-def sync_text(name: str, cls: type) -> str:
-    source = textwrap.dedent(inspect.getsource(getattr(cls, name)))
+def sync_text(name: str, owner: object) -> str:
+    source = textwrap.dedent(inspect.getsource(getattr(owner, name)))
     return ast.unparse(ast.fix_missing_locations(Synchronous().visit(ast.parse(source))))
 
 
@@ -363,6 +373,12 @@ def sync_text(name: str, cls: type) -> str:
 def test_the_two_loops_differ_in_await_alone(name: str) -> None:
     """Written twice, held together here: nobody mends one and forgets the other."""
     assert sync_text(name, CLASSES[0]) == sync_text(name, CLASSES[1])
+
+
+@pytest.mark.parametrize("name", ["take_small", "discard"])
+def test_what_is_done_with_bodies_differs_in_await_alone(name: str) -> None:
+    """The same for functions of which the async one begins with an "a"."""
+    assert sync_text(name, _response_body) == sync_text(f"a{name}", _response_body)
 
 
 def test_the_clients_hold_nothing_but_the_loop() -> None:
