@@ -6,10 +6,9 @@ Subject: `transport/_assignment.py`.
 import random
 import sys
 import types
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
@@ -20,26 +19,19 @@ CLOSED = RuntimeError("the pool was closed")
 
 
 class FakeConnection:
-    """A connection that is what the test says; it counts how often it is asked."""
-
-    asked: ClassVar[Counter[str]] = Counter()
+    """A connection that is what the test says."""
 
     def __init__(self, key: OriginKey, changed: Callable[[], None], capacity: int | None) -> None:
         self.host, self._changed = key[1].decode(), changed
         self.capacity = capacity
         self.shared = False
         self.reusable = True
-        self.expired = False
         self.closed = False
 
     def finish_request(self, request: object) -> None: ...
 
     def is_reusable(self) -> bool:
         return self.reusable and not self.closed
-
-    def has_expired(self) -> bool:
-        self.asked["has_expired"] += 1
-        return self.expired or self.closed
 
     def close(self) -> None:
         self.closed = True
@@ -88,7 +80,6 @@ class Requests:
             lambda pooled: self.assignment.update(pooled),
             (size, keep, expiry),
         )
-        FakeConnection.asked.clear()
 
     def _create(self, key: OriginKey, changed: Callable[[], None]) -> FakeConnection:
         self.made.append(connection := FakeConnection(key, changed, self._capacity))
@@ -172,34 +163,15 @@ def test_the_most_recently_used_connection_is_used_again() -> None:
     assert requests.of("a4") is last
 
 
-@pytest.mark.parametrize("origins", [1, 200])
-def test_only_what_is_handed_out_is_looked_at(origins: int) -> None:
-    """200 idle connections, to one origin or to 200, cost nothing."""
-    requests = Requests(size=200, keep=200)
-    names = [f"{chr(97 + number % origins)}{number}" for number in range(200)]
-    requests.acquire(*names)
-    requests.release(*names)
-    FakeConnection.asked.clear()
-    for number in range(100):
-        requests.acquire(f"a-{number}")
-        requests.release(f"a-{number}")
-    assert FakeConnection.asked["has_expired"] == 100
-    assert requests.count() == (200, 200, 0)
-
-
-@pytest.mark.parametrize("shared", [False, True])
-def test_an_expired_connection_is_closed_instead_of_used(shared: bool) -> None:
-    """Whatever made it useless: `has_expired` covers age and the server's close."""
-    requests = Requests()
+def test_of_connections_that_are_too_old_none_is_used(now: list[float]) -> None:
+    """Nothing else came by since, that would have closed them."""
+    requests = Requests(expiry=30.0)
     requests.acquire("a1", "a2")
-    old = [requests.of("a1"), requests.of("a2")]
-    for connection in old:
-        connection.become(9 if shared else 1, shared=shared)
-        connection.expired = True
     requests.release("a1", "a2")
+    now[0] += 30.125
     requests.acquire("a3")
-    assert requests.of("a3") not in old
-    assert requests.closed() == old
+    assert requests.closed() == requests.made[:2]
+    assert requests.of("a3") is requests.made[2]
 
 
 def test_only_the_surplus_of_idle_connections_is_closed() -> None:
@@ -345,14 +317,12 @@ def test_the_first_handshake_decides_for_all_who_wait() -> None:
 
 def test_with_http1_each_gets_its_own_and_it_is_remembered() -> None:
     """Only the first burst waits for a handshake."""
-    requests = Requests(size=3, negotiates=True)
+    requests = Requests(size=3, keep=0, negotiates=True)
     requests.acquire("a1", "a2", "a3", "a4")
     requests.of("a1").become(1, shared=False)
     assert requests.connected() == "a1 a2 a3"
     requests.release("a1", "a2", "a3")
     assert requests.connected() == "a4"
-    for connection in requests.made:
-        connection.expired = True
     requests.acquire("a5", "a6")
     assert requests.connected() == "a4 a5 a6"
 
@@ -799,7 +769,7 @@ class Walk:
         """A connection is no good any more."""
         if pools := list(self.assignment._connections):
             connection: Any = self.dice.choice(pools).connection
-            connection.reusable, connection.expired = False, True
+            connection.reusable = False
             self.log.append(f"spoil {connection.host}")
 
     # --- what always holds ---

@@ -34,9 +34,6 @@ class Plain:
     def is_reusable(self) -> bool:
         return True
 
-    def has_expired(self) -> bool:
-        return False
-
     def close(self) -> None: ...
 
 

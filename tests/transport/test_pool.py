@@ -9,6 +9,7 @@ import contextlib
 import re
 import ssl
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,7 @@ from httpx_production.transport import (
     _private_names,
 )
 from httpx_production.transport._assignment import PoolRequest
+from httpx_production.transport._connections import HTTPConnection
 
 pytestmark = pytest.mark.anyio
 
@@ -154,6 +156,62 @@ async def test_a_connection_that_the_server_closed_is_not_used(
         await flavour.run(client.get(server.url))
         await anyio.sleep(0.05)
         assert (await flavour.run(client.post(server.url))).status_code == 200
+
+
+async def test_connections_that_the_server_closed_are_left_one_by_one(flavour: Flavour) -> None:
+    """The pool is full of them: two POSTs, that wait for each other's, pass them all over."""
+    with ScriptedServer([answer(delay=0.05, then="fin")] * 3) as server:
+        client = one_attempt(flavour, max_connections=3)
+        await flavour.gather([lambda: client.get(server.url)] * 3)
+        assert client.pool_stats() == PoolStats(3, 3, 0, 0)
+        await anyio.sleep(0.1)
+        outcomes = await flavour.gather([lambda: client.post(server.url)] * 2)
+        assert [one.status_code for one in outcomes] == [200, 200]
+        assert client.pool_stats().connections <= 2
+
+
+async def test_one_kept_connection_is_looked_at(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By each request, the one that it gets: a look is a system call."""
+    looks: list[HTTPConnection] = []
+    look = HTTPConnection.has_expired
+    monkeypatch.setattr(HTTPConnection, "has_expired", lambda one: looks.append(one) or look(one))
+    with ScriptedServer(lambda _: answer(delay=0.05)) as server:
+        client = flavour.client()
+        await flavour.gather([lambda: client.get(server.url)] * 10)
+        assert client.pool_stats().idle == 10
+        looks.clear()
+        for _ in range(5):
+            await flavour.run(client.get(server.url))
+        assert len(looks) == 5
+
+
+@pytest.mark.flavours("sync")
+async def test_a_look_at_a_kept_connection_keeps_no_other_thread_out(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lets other threads run: within the pool's lock, all of them would queue up behind it."""
+    answered: list[int] = []
+    look = HTTPConnection.has_expired
+
+    def look_while_another_thread_uses_the_pool(connection: HTTPConnection) -> bool:
+        monkeypatch.setattr(HTTPConnection, "has_expired", look)
+        other = threading.Thread(target=get, daemon=True)
+        other.start()
+        other.join(10)
+        assert not other.is_alive()
+        return look(connection)
+
+    def get() -> None:
+        answered.append(client.get(server.url).status_code)
+
+    with ScriptedServer(echo) as server:
+        client = flavour.client()
+        get()
+        monkeypatch.setattr(HTTPConnection, "has_expired", look_while_another_thread_uses_the_pool)
+        response = client.get(server.url)
+        assert (answered, response.status_code) == ([200, 200], 200)
 
 
 async def test_other_protocols_are_refused_in_httpcore_s_words(

@@ -35,7 +35,6 @@ class Connection(Protocol):
 
     def finish_request(self, request: object) -> None: ...
     def is_reusable(self) -> bool: ...
-    def has_expired(self) -> bool: ...
     def close(self) -> None: ...
 
 
@@ -315,14 +314,14 @@ class Assignment:
         return self._draining[1] is pooled
 
     def _usable_idle(self, origin: Origin) -> PooledConnection | None:
-        """Return the origin's most recently used idle connection that is still good.
+        """Return the origin's most recently used idle connection, unless it is too old.
 
-        Only what is handed out is looked at: asking every idle connection costs a system call
-        each. And the last one used is the least likely to have been closed by the server.
+        It is the least likely to have been closed by the server. Whether it was, looks who gets
+        it: that is a system call, and would keep all other threads out of the pool.
         """
         while origin.idle:
             pooled = next(reversed(origin.idle))
-            if not pooled.connection.has_expired():
+            if pooled.idle_since >= self._oldest():
                 return pooled
             self._drop(pooled)
         return None
@@ -396,11 +395,12 @@ class Assignment:
 
     def _expire_idle(self) -> None:
         """Close idle connections that are too many or too old, the longest idle ones first."""
-        oldest = -math.inf
-        if self._keepalive_expiry is not None:
-            oldest = monotonic() - self._keepalive_expiry
         while self._idle:
             pooled = next(iter(self._idle))
-            if len(self._idle) <= self._max_keepalive and pooled.idle_since >= oldest:
+            if len(self._idle) <= self._max_keepalive and pooled.idle_since >= self._oldest():
                 break
             self._drop(pooled)
+
+    def _oldest(self) -> float:
+        """Return since when, at most, a connection may have been idle."""
+        return -math.inf if self._keepalive_expiry is None else monotonic() - self._keepalive_expiry

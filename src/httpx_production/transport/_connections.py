@@ -120,7 +120,7 @@ class HTTPConnection:
         """Wrap a connection that httpcore has made; `connector` makes its sockets."""
         self._connector, self._changed = connector, changed
         self.made: Any = None  # the HTTP/1.1 or HTTP/2 connection
-        self.shared = False
+        self._expired = self.shared = False
         may_be_shared = connector.runtime.shares_connections and _negotiates_http2(stock)
         self.capacity: int | None = None if may_be_shared else 1
         self._forwards = not hasattr(stock, "_http2")  # plain HTTP through a proxy
@@ -154,14 +154,19 @@ class HTTPConnection:
 
         Not when the server sent more than its response: the rest would pass for the next answer.
         """
-        if self.made is None or not self.made.is_idle():
+        if self._expired or self.made is None or not self.made.is_idle():
             return False
         h11_state = getattr(self.made, "_h11_state", None)
         return h11_state is None or not h11_state.trailing_data[0]
 
     def has_expired(self) -> bool:
-        """Tell whether an idle connection was closed by the server, or has been idle too long."""
-        return bool(self.made.has_expired())
+        """Tell whether the server has closed it, for good: asked before a request is sent on it.
+
+        A shared one looks itself, when no request is on it.
+        """
+        if self.made is not None and not self.shared:
+            self._expired = bool(self.made.has_expired())
+        return self._expired
 
     def close(self) -> None:
         """Close it, made or half made, without waiting."""

@@ -63,9 +63,10 @@ class PoolCore(ABC):
             pooled = await self._acquire(request, lease, key)
             try:
                 lease.request.finish = partial(pooled.connection.finish_request, request)
-                response = await self.exchange(pooled.connection, request)
-                pooled.responses.add(lease.request)
-                return response
+                if not pooled.connection.has_expired():
+                    response = await self.exchange(pooled.connection, request)
+                    pooled.responses.add(lease.request)
+                    return response
             except httpcore.ConnectionNotAvailable:
                 pass  # nothing was sent
             except (NotProcessed, HTTP11Required) as exc:
