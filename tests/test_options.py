@@ -746,11 +746,15 @@ def made(kind: Any, *args: Any, **options: Any) -> str:
 def test_a_mistaken_argument_is_named_with_the_right_one(kind: Any) -> None:
     """By our class's name; a value that may be a secret is not shown."""
     name, wrong = kind.__name__, "got an unexpected keyword argument"
-    for given, near in (("retries", "max_attempts"), ("max_retries", "max_attempts"),
+    for given, near in (("retries", "max_attempts"), ("max_retry", "max_attempts"),
                         ("timout", "timeout"), ("base_urls", "base_url")):  # fmt: skip
         said = made(kind, **{given: 3})
         assert said == f"TypeError: {name}() {wrong} {given!r}: did you mean {near!r}?"
     assert made(kind, zzz=1) == f"TypeError: {name}() {wrong} 'zzz'"
+    for given, near in (("status_codes", "status_codes"), ("backof", "backoff")):
+        said = made(kind, **{given: 3})
+        meant = f"did you mean retry=RetryPolicy({near}=...)?"
+        assert said == f"TypeError: {name}() {wrong} {given!r}: {meant}"
     said = made(kind, "https://api.example.com")
     assert said == f"TypeError: {name} takes no positional arguments: base_url=..."
 
@@ -764,6 +768,14 @@ def test_a_base_url_without_scheme_or_host_is_refused(kind: Any, base_url: str) 
     assert "secret" not in said
     assert base_url in said or "@" in base_url
     assert kind(base_url="").base_url == kind(base_url=None).base_url == ""
+
+
+@both
+def test_limits_and_hooks_of_another_kind_are_refused(kind: Any) -> None:
+    """Where httpx says that a number has no attribute, or that a function can't be iterated."""
+    assert made(kind, limits=10) == "TypeError: limits must be an httpx.Limits, not 10"
+    said = made(kind, event_hooks=print)
+    assert said == f'TypeError: event_hooks must be {{"retry": [function]}}, say, not {print!r}'
 
 
 @both

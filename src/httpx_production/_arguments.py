@@ -113,6 +113,8 @@ def combined_limits(
     check_count("max_keepalive_connections", max_keepalive_connections, least=0)
     check_seconds("keepalive_expiry", keepalive_expiry)
     limits: httpx.Limits = options.get("limits", httpx.Limits(**given))
+    if not hasattr(limits, "max_connections"):
+        raise TypeError(f"limits must be an httpx.Limits, not {limits!r}")
     return limits
 
 

@@ -114,6 +114,8 @@ def check_count(name: str, value: Any, *, least: int) -> None:
 
 def check_hooks(event_hooks: Mapping[str, Any], *, is_async: bool) -> dict[str, Any]:
     """Refuse what httpx would ignore; return the hooks as a dict of one's own."""
+    if not isinstance(event_hooks, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f'event_hooks must be {{"retry": [function]}}, say, not {event_hooks!r}')
     hooks = dict(event_hooks)
     for name, functions in hooks.items():
         if name not in ("request", "response", "retry"):
@@ -130,7 +132,7 @@ def check_hooks(event_hooks: Mapping[str, Any], *, is_async: bool) -> dict[str, 
 
 
 #: What other libraries call it.
-ELSEWHERE: Final = {"retries": "max_attempts", "max_retries": "max_attempts"}
+ELSEWHERE: Final = dict.fromkeys(["retries", "max_retries", "max_retry"], "max_attempts")
 
 
 def next_in_line(kind: type, after: type) -> type:
@@ -151,12 +153,15 @@ def check_bases(kind: type) -> None:
         )
 
 
-def check_names(kind: str, given: Collection[str], known: Collection[str]) -> None:
-    """Refuse an argument that nobody knows, and name the nearest one."""
+def check_names(
+    kind: str, given: Collection[str], known: Collection[str], fields: Collection[str]
+) -> None:
+    """Refuse an argument that nobody knows, and name the nearest one, or field of the policy."""
     for name in given:
         if name not in known:
-            near = ELSEWHERE.get(name) or nearest(name, known)
-            hint = f": did you mean {near!r}?" if near else ""
+            near = ELSEWHERE.get(name) or nearest(name, [*known, *fields])
+            meant = repr(near) if near in known else f"retry=RetryPolicy({near}=...)"
+            hint = f": did you mean {meant}?" if near else ""
             raise TypeError(f"{kind}() got an unexpected keyword argument {name!r}{hint}")
 
 

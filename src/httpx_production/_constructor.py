@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypedDict, TypeVar, Un
 import httpx
 
 from ._arguments import (
+    FIELDS,
     Auth,
     Cookies,
     Default,
@@ -232,7 +233,7 @@ class ProductionOptions(_HTTPXClient[TransportT, HooksT]):
             # Else some are for a class in between (authlib's), which hands on the others.
             arguments: dict[str, Any] = cast("Any", ProductionOptions).__init__.__kwdefaults__
             known = {*arguments, *HTTPXOptions.__annotations__}
-            check_names(type(self).__name__, options, known)
+            check_names(type(self).__name__, options, known, FIELDS)
         check_header_values("default_headers", default_headers)
         check_header_values("headers", options.get("headers"))
         check_transport("transport", options.get("transport"), is_async=self._is_async)
