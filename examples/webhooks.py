@@ -46,7 +46,7 @@ class Sender:
             self.outbox.append(event)
             return f"kept for later ({type(exc).__name__})"
         if response.is_success:
-            return f"delivered, {len(response.extensions['retries']) + 1} attempts"
+            return f"delivered, attempts: {len(response.extensions['retries']) + 1}"
         if response.status_code in POLICY.status_codes:
             self.outbox.append(event)
             return f"kept for later ({response.status_code})"

@@ -50,9 +50,9 @@ KEY_LINES = {
         r"parts began at 0, 0, 150 MB; the server sent 270 MB in all",
     ],
     "webhooks.py": [
-        r"shipped +delivered, 3 attempts",
+        r"shipped +delivered, attempts: 3",
         r"returned +kept for later \(503\)\n",
-        r"in the outbox: \['returned'\]\nreturned +delivered, 2 attempts",
+        r"in the outbox: \['returned'\]\nreturned +delivered, attempts: 2",
         r"13 requests arrived for 5 events, each acted on once",
     ],
     "retry_metrics.py": [
