@@ -308,10 +308,13 @@ def test_the_readme_has_no_links_that_its_package_page_lacks() -> None:
 
 
 def test_the_package_page_names_what_ci_runs() -> None:
-    """The Python versions of its classifiers."""
+    """The Python versions and the system of its classifiers; the README says them, too."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
     assert named == (ROOT / ".python-version").read_text().split()
+    systems = [one for one in project["classifiers"] if one.startswith("Operating System")]
+    assert systems == ["Operating System :: POSIX :: Linux"]
+    assert f"Tested on Linux with CPython {' and '.join(named)}, not on macOS" in README.text
 
 
 def test_the_cookbook_lists_every_program() -> None:
