@@ -8,8 +8,6 @@ import dataclasses
 import inspect
 import math
 import pickle
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -34,9 +32,6 @@ from httpx_production import (
 )
 from httpx_production.retry import read_retry_after
 
-#: RFC 10008: safe and idempotent, where httpx knows it.
-QUERY = {"QUERY"} if hasattr(httpx, "query") else set[str]()
-
 
 class Everything:
     """A container that isn't iterable."""
@@ -53,7 +48,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     policy = RetryPolicy()
     assert (policy.max_attempts, policy.max_retry_after) == (5, 300.0)
     assert (policy.attempt_timeout, policy.total_timeout) == (None, None)
-    assert policy.methods == {"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"} | QUERY
+    assert policy.methods == {"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "QUERY"}
     assert policy.status_codes is RETRIABLE_STATUS_CODES
     assert policy.exceptions is HTTPX_EXCEPTIONS
     assert policy.backoff is jittered_backoff
@@ -229,7 +224,7 @@ def test_replace_checks_as_the_constructor_does(name: str) -> None:
         {"max_retry_after": 2_147_483},
         {"methods": ()},
         {"methods": ["GET"]},
-        {"methods": frozenset({"QUERY"})},
+        {"methods": frozenset({"PURGE"})},
         {"methods": (name for name in ("GET", "POST"))},
         {"status_codes": range(500, 600)},
         {"status_codes": {503: "why"}},
@@ -304,19 +299,10 @@ def test_a_blank_idempotency_key_is_none(key: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["QUERY", "query"])
-def test_query_may_be_repeated_where_httpx_knows_it(method: str) -> None:
-    """RFC 10008: safe and idempotent; httpx2 has `client.query()`."""
-    assert RetryPolicy().allows(httpx.Request(method, "http://x")) is bool(QUERY)
-    assert RetryPolicy(methods={"query"}).allows(httpx.Request(method, "http://x"))
-
-
-def test_query_is_decided_by_the_httpx_that_is_there() -> None:
-    """Asked of the thing itself, once, when the module is imported."""
-    text = "import httpx; httpx.query = print; from httpx_production import RetryPolicy"
-    command = [sys.executable, "-W", "ignore", "-c", f"{text}; print(*RetryPolicy().methods)"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=15, check=True)
-    methods = {"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "QUERY"}
-    assert set(done.stdout.split()) == methods
+def test_query_may_be_repeated(method: str) -> None:
+    """RFC 10008: safe and idempotent."""
+    assert RetryPolicy().allows(httpx.Request(method, "http://x"))
+    assert not RetryPolicy(methods={"GET"}).allows(httpx.Request(method, "http://x"))
 
 
 # --- what a response asks for ---------------------------------------------------------------------

@@ -66,10 +66,8 @@ HTTPX_EXCEPTIONS: Final[dict[type[Exception], str]] = {
     httpx.ProxyError: "the proxy could not make the connection",
 }
 
-#: Methods that may be repeated: RFC 9110, section 9.2.2, and QUERY (RFC 10008) where httpx has it.
-IDEMPOTENT_METHODS: Final = frozenset(
-    ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"] + ["QUERY"] * hasattr(httpx, "query")
-)
+#: Methods that may be repeated: RFC 9110, section 9.2.2, and QUERY (RFC 10008).
+IDEMPOTENT_METHODS: Final = frozenset(["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "QUERY"])
 ALL_STATUS_CODES: Final = range(1000)
 LONGEST_BACKOFF: Final = 60.0
 LONGEST_DELAY: Final = 86_400.0  # what an infinite backoff means: sleep() refuses more than years
@@ -221,8 +219,8 @@ class RetryPolicy:
         total_timeout: seconds for the whole call, more than 0: attempts, waits, redirects, auth,
             the body; None for no limit.
         methods: methods that may be repeated. Default: the idempotent ones of RFC 9110 section
-            9.2.2. A request with an Idempotency-Key header that isn't blank may be repeated with
-            any method.
+            9.2.2, and QUERY (RFC 10008). A request with an Idempotency-Key header that isn't blank
+            may be repeated with any method.
         status_codes: any container of statuses; default: RETRIABLE_STATUS_CODES, live.
         exceptions: any iterable of exception types, matched by isinstance; default:
             HTTPX_EXCEPTIONS, live.
