@@ -9,8 +9,10 @@ import math
 import os
 import pydoc
 import re
+import types
 from collections.abc import Callable
 from decimal import Decimal
+from fractions import Fraction
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
@@ -794,9 +796,64 @@ def test_a_transport_of_the_other_client_is_refused(kind: Any) -> None:
     sync = issubclass(kind, httpx.Client)
     other = httpx.AsyncHTTPTransport() if sync else httpx.HTTPTransport()
     right = "BaseTransport" if sync else "AsyncBaseTransport"
-    end = f"must be an httpx.{right} in this client, not {type(other).__name__}"
+    end = f"must be an {HTTPX}.{right} in this client, not {HTTPX}.{type(other).__name__}"
     assert made(kind, transport=other) == f"TypeError: transport {end}"
     assert made(kind, mounts={"all://": other}) == f"TypeError: mounts['all://'] {end}"
+
+
+@both
+@pytest.mark.parametrize("base", ["BaseTransport", "AsyncBaseTransport"])
+def test_a_transport_of_another_library_is_refused(kind: Any, base: str) -> None:
+    """httpx's and httpx2's wait for streams of their own: a bare AssertionError when they send."""
+    theirs = type(base, (), {"__module__": "httpy"})
+    other = type("HTTPTransport", (theirs,), {"__module__": "httpy"})()
+    right = "BaseTransport" if issubclass(kind, httpx.Client) else "AsyncBaseTransport"
+    end = f"must be an {HTTPX}.{right} in this client, not httpy.HTTPTransport"
+    assert made(kind, transport=other) == f"TypeError: transport {end}"
+    assert made(kind, mounts={"all://": other}) == f"TypeError: mounts['all://'] {end}"
+    bridge = type("Bridge", (theirs, httpx.BaseTransport, httpx.AsyncBaseTransport), {})()
+    for welcome in (bridge, types.SimpleNamespace()):  # httpx asks for no base
+        assert kind(transport=welcome)._transport is welcome
+
+
+class OtherTimeout:
+    """As httpx2's to httpx, and httpx's to httpx2."""
+
+    connect = read = write = pool = 5
+
+    def __repr__(self) -> str:
+        return "Timeout(timeout=5)"
+
+
+@both
+@pytest.mark.parametrize("timeout", [OtherTimeout(), "5", {"read": 5}, 5j, (5,), Decimal(5)])
+def test_what_is_no_timeout_is_refused(kind: Any, timeout: Any) -> None:
+    """httpx finds out when it connects, and its error names no argument."""
+    said = f"must be seconds, None or an {HTTPX}.Timeout, not {timeout!r} of {type(timeout)}"
+    assert made(kind, timeout=timeout) == f"TypeError: timeout {said}"
+
+
+@both
+@pytest.mark.parametrize("timeout", [-1, math.nan, (5, -0.1, 5, 5), httpx.Timeout(5, pool=-1)])
+def test_a_timeout_below_zero_is_refused(kind: Any, timeout: Any) -> None:
+    """It would be tried, and tried again."""
+    said = f"ValueError: timeout must be at least 0 seconds, not {timeout!r}"
+    assert made(kind, timeout=timeout) == said
+
+
+@both
+@pytest.mark.parametrize("timeout", [None, 0, 1e9, math.inf, True, Fraction(1, 2), (1, 2, 3, 4)])
+def test_a_timeout_that_httpx_can_use_is_left_alone(kind: Any, timeout: Any) -> None:
+    """Longer ones than our own arguments may be, too."""
+    assert make(kind, timeout=timeout).timeout == httpx.Timeout(timeout)
+
+
+@both
+@pytest.mark.parametrize("cookies", [types.SimpleNamespace(jar=()), "token=secret", 5])
+def test_what_is_no_cookies_is_refused(kind: Any, cookies: Any) -> None:
+    """httpx takes whatever it doesn't know for a jar, and fails when it sends."""
+    said = f"TypeError: cookies must be what httpx takes, not {type(cookies)}"
+    assert made(kind, cookies=cookies) == said
 
 
 @both

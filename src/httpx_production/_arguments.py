@@ -10,7 +10,7 @@ from typing import Any, Final, Generic, TypedDict, TypeVar, cast
 import httpx
 
 from ._call import FailedAttempt
-from ._checks import check_count, check_seconds, nearest
+from ._checks import check_count, check_seconds, check_timeout, nearest
 from .retry import RetryPolicy
 
 HookT = TypeVar("HookT")
@@ -84,6 +84,7 @@ def combined_timeout(options: dict[str, Any], request_timeout: Seconds, **phases
     for name, value in (whole | given).items():
         check_seconds(name, value)
     if "timeout" in options:
+        check_timeout(options["timeout"])
         return options["timeout"]
     chosen = phases | dict.fromkeys(phases if whole else (), request_timeout) | given
     return httpx.Timeout(

@@ -112,6 +112,20 @@ def check_count(name: str, value: Any, *, least: int) -> None:
         raise ValueError(f"{name} must be at least {least}, not {value} (None means: no limit)")
 
 
+def check_timeout(timeout: Any) -> None:
+    """Raise unless httpx can use it; of its own accord it would find out when it connects."""
+    try:
+        phases = httpx.Timeout(timeout).as_dict().values()
+        is_usable = all(seconds is None or seconds + 0.0 >= 0 for seconds in phases)
+    except (TypeError, IndexError):
+        raise TypeError(
+            f"timeout must be seconds, None or an {httpx.__name__}.Timeout, not {timeout!r} of "
+            f"{type(timeout)}"
+        ) from None
+    if not is_usable:
+        raise ValueError(f"timeout must be at least 0 seconds, not {timeout!r}")
+
+
 def check_hooks(event_hooks: Mapping[str, Any], *, is_async: bool) -> dict[str, Any]:
     """Refuse what httpx would ignore; return the hooks as a dict of one's own."""
     if not isinstance(event_hooks, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -199,12 +213,15 @@ def check_header_values(name: str, headers: Any) -> None:
 
 
 def check_transport(name: str, transport: object, *, is_async: bool) -> None:
-    """Refuse a transport of the other client."""
+    """Refuse a transport of the other client, or of another library's (httpx2's beside httpx)."""
     right: type[Any] = httpx.AsyncBaseTransport if is_async else httpx.BaseTransport
-    wrong: type[Any] = httpx.BaseTransport if is_async else httpx.AsyncBaseTransport
-    if isinstance(transport, wrong) and not isinstance(transport, right):
-        kind = type(transport).__name__
-        raise TypeError(f"{name} must be an httpx.{right.__name__} in this client, not {kind}")
+    kind = type(transport)
+    bases = [one for one in kind.__mro__ if one.__name__ in ("BaseTransport", "AsyncBaseTransport")]
+    if bases and right not in bases:  # with neither among its bases it may do all the same
+        raise TypeError(
+            f"{name} must be an {right.__module__}.{right.__name__} in this client, not "
+            f"{kind.__module__}.{kind.__name__}"
+        )
 
 
 def refuse_idempotency_key(headers: httpx.Headers) -> None:

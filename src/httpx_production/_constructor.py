@@ -247,8 +247,11 @@ class ProductionOptions(_HTTPXClient[TransportT, HooksT]):
         self._has_flow = isinstance(auth, TimedAuth)
         self._overruns |= any(map(overruns, dict(mounts or {}).values()))
         refuse_idempotency_key(self.headers)
-        if not isinstance(cookies, CookieJar):  # the caller's own is left alone
-            self.cookies.jar.set_policy(_SendableCookies())
+        jar: Any = self.cookies.jar
+        if not isinstance(jar, CookieJar):  # the value is not shown: it may be a secret
+            raise TypeError(f"cookies must be what httpx takes, not {type(cookies)}")
+        if jar is not cookies:  # the caller's own is left alone
+            jar.set_policy(_SendableCookies())
 
     def _set_retry(self, policy: RetryPolicy) -> None:
         check_policy("client.retry", policy)

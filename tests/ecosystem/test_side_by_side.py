@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from typing import Any
 
 import httpx
 import httpx2
@@ -28,6 +29,27 @@ def test_httpx2_is_left_alone() -> None:
     modules = done.stdout.split()
     assert "httpx" in modules
     assert "httpx2" not in modules
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"transport": httpx2.HTTPTransport()},
+        {"mounts": {"all://": httpx2.MockTransport(lambda _: httpx2.Response(200))}},
+        {"timeout": httpx2.Timeout(5)},
+        {"cookies": httpx2.Cookies({"a": "b"})},
+        {"auth": httpx2.BasicAuth("a", "b")},
+        {"base_url": httpx2.URL("http://127.0.0.1")},
+    ],
+    ids=lambda given: next(iter(given)),
+)
+def test_what_is_httpx2_s_is_refused_by_its_name(given: dict[str, Any]) -> None:
+    """By the constructor; what has no class of its own to httpx (limits, headers) is taken."""
+    with pytest.raises(TypeError, match=f"{next(iter(given))}|url") as caught:
+        ProductionHTTPClient(**given)
+    assert "httpx2." in str(caught.value)
+    limits, headers = httpx2.Limits(max_connections=3), httpx2.Headers({"a": "b"})
+    assert ProductionHTTPClient(limits=limits, headers=headers).headers["a"] == "b"
 
 
 @pytest.mark.parametrize("pair", [pair[::step] for pair in PAIRS for step in (1, -1)])
