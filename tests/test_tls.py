@@ -7,6 +7,7 @@ Subject: `_tls.py`.
 
 import os
 import ssl
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ import certifi
 import httpx
 import pytest
 import trustme
+from wording import HTTPCORE
 
 from httpx_production import AsyncProductionHTTPClient, ProductionHTTPClient, _tls
 from httpx_production._tls import default_ssl_context
@@ -217,6 +219,13 @@ def test_a_renewed_bundle_is_seen(
     assert context() is not before
     assert (authorities(before), authorities(context())) == (1, 2)
     assert len(made) == 2
+
+
+def test_every_store_that_may_be_the_default_is_watched() -> None:
+    """httpx2 has a list, of which it takes the first file that is there; httpx takes certifi's."""
+    known: Any = sys.modules.get(f"{HTTPCORE}._ssl")
+    listed = getattr(known, "CA_FILE_CANDIDATES", ["/etc/ssl/cert.pem", "/etc/pki/tls/cert.pem"])
+    assert {certifi.where(), *listed} <= set(_tls._stores())
 
 
 def test_another_default_is_seen(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

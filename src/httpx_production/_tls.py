@@ -12,8 +12,10 @@ import httpx
 
 #: Where Linux distributions keep theirs: httpx takes certifi's, httpx2 the system's.
 SYSTEM_STORES = (
-    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/ssl/cert.pem",
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/pki/tls/cert.pem",
+    "/etc/ssl/certs/ca-certificates.crt",
     "/etc/ssl/ca-bundle.pem",
 )
 
