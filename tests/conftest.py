@@ -31,6 +31,8 @@ def needs_other() -> Iterator[str]:
     aliased, is_there = httpx.__name__ == "httpx2", find_spec("httpx2") is not None
     if find_spec("openai") is None:
         yield "ecosystem/test_sdk_calls.py"
+    if not aliased:
+        yield "ecosystem/test_additions_of_httpx2.py"
     if find_spec("mcp") is None or not aliased:
         yield "ecosystem/test_sdk_calls_of_httpx2.py"
     if aliased or not is_there:
