@@ -387,6 +387,19 @@ async def test_a_pool_of_another_kind_is_left_alone(flavour: Flavour) -> None:
     assert _pooled._pooled(pool) is pool
 
 
+async def test_another_library_s_pool_is_left_alone_with_a_warning(flavour: Flavour) -> None:
+    """httpx2 2.9.0's alias is for httpx alone: its pools are httpcore2's, `httpcore` isn't."""
+    core = httpcore.ConnectionPool if flavour.sync else httpcore.AsyncConnectionPool
+    attributes = {name: getattr(core, name) for name in dir(core) if name not in dir(object)}
+    del attributes["__dict__"], attributes["__weakref__"]
+    pool = type(
+        core.__name__, (), {**attributes, "__init__": core.__init__, "__module__": "core3"}
+    )()
+    with pytest.warns(RuntimeWarning, match=f"pool is core3's, not {HTTPCORE}'s") as caught:
+        assert _pooled._pooled(pool) is pool
+    assert len(caught) == 1
+
+
 @pytest.fixture(params=["name", "class", "module", "constructor"])
 def without(
     flavour: Flavour, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch

@@ -82,7 +82,7 @@ def _pooled(stock: Any) -> Any:
     """Return our kind of the pool that httpx has made, which has not been used."""
     if missing := missing_names(stock):
         warnings.warn(
-            f"httpx-production's pool needs names that are not there: {missing}; httpcore's own "
+            f"httpx-production's pool needs names that are not there: {missing}; httpx's own "
             "serves instead",
             RuntimeWarning,
             stacklevel=3,

@@ -48,6 +48,8 @@ def names_needed(pool: Any) -> Iterator[tuple[Any, str]]:
     core: Any = import_module("httpcore")
     flavour = "Async" if hasattr(pool, "handle_async_request") else ""
     handle = "handle_async_request" if flavour else "handle_request"
+    if not isinstance(pool, getattr(core, f"{flavour}ConnectionPool")):  # httpx2 2.9.0's alias
+        raise TypeError(f"httpx's pool is {type(pool).__module__}'s, not {core.__name__}'s")
     yield pool, f"{POOL} {handle}"
     origin = core.Origin(b"https", b"x", 443)
     for to in origin, core.Origin(b"http", b"x", 80):
