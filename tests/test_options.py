@@ -833,6 +833,17 @@ def test_what_is_no_timeout_is_refused(kind: Any, timeout: Any) -> None:
     assert made(kind, timeout=timeout) == f"TypeError: timeout {said}"
 
 
+async def test_a_request_s_timeout_is_checked_too(flavour: Flavour) -> None:
+    """Before it is sent: -1 would be a timeout of each attempt."""
+    client = flavour.client(transport=OK)
+    for timeout, error in ((OtherTimeout(), TypeError), (-1, ValueError), (math.nan, ValueError)):
+        exc = await flavour.outcome(client.get, "http://x", timeout=timeout)
+        assert type(exc) is error
+        assert "timeout must be" in str(exc)
+    for timeout in (None, 5, (1, 2, 3, 4), httpx.Timeout(5), httpx.USE_CLIENT_DEFAULT):
+        assert (await flavour.run(client.get("http://x", timeout=timeout))).status_code == 200
+
+
 @both
 @pytest.mark.parametrize("timeout", [-1, math.nan, (5, -0.1, 5, 5), httpx.Timeout(5, pool=-1)])
 def test_a_timeout_below_zero_is_refused(kind: Any, timeout: Any) -> None:

@@ -37,6 +37,7 @@ from ._checks import (
     check_header_values,
     check_hooks,
     check_names,
+    check_timeout,
     check_transport,
     checked_base_url,
     next_in_line,
@@ -58,6 +59,7 @@ from .transport import AsyncPooledTransport, PooledTransport, PoolStats
 
 TransportT = TypeVar("TransportT", httpx.BaseTransport, httpx.AsyncBaseTransport)
 HooksT = TypeVar("HooksT")
+UNSET = type(httpx.USE_CLIENT_DEFAULT)
 
 
 class HTTPXOptions(TypedDict, Generic[TransportT, HooksT], total=False):
@@ -346,6 +348,8 @@ class ProductionOptions(_HTTPXClient[TransportT, HooksT]):
         extensions: Mapping[str, Any] | None = None,
     ) -> httpx.Request:
         """Build a request as httpx does, with a body that is sent again in full or not at all."""
+        if not isinstance(timeout, UNSET):
+            check_timeout(timeout)
         if content is not None and self._is_async:
             content = readable(content)
         if files is not None and hasattr(files, "__next__"):  # used up by a look at it
@@ -364,17 +368,17 @@ class ProductionOptions(_HTTPXClient[TransportT, HooksT]):
             extensions=extensions,
         )
         if type(request.stream) is not httpx.ByteStream:
-            if content is None and not isinstance(data, Mapping | None):
-                content = data  # what httpx does with `data=<iterator>`
-            self._ready_body(request, content, files, headers)
+            self._ready_body(request, content, data, files, headers)
         if extensions is not None:
             policy_for(extensions, self.retry)
         return request
 
     def _ready_body(
-        self, request: httpx.Request, content: Any, files: Any, headers: Headers | None
+        self, request: httpx.Request, content: Any, data: Any, files: Any, headers: Headers | None
     ) -> None:
         """Let a body that is not in memory know whether it can be sent again."""
+        if content is None and not isinstance(data, Mapping | None):
+            content = data  # what httpx does with `data=<iterator>`
         rewind = rewind_function(content, files)
         if self._is_async:
             read_files_in_thread(request, files)
