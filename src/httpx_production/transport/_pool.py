@@ -61,10 +61,11 @@ class PoolCore(ABC):
         key, moved = self._key(request), False
         while True:
             pooled = await self._acquire(request, lease, key)
+            connection: Any = pooled.connection
             try:
-                lease.request.finish = partial(pooled.connection.finish_request, request)
-                if not pooled.connection.has_expired():
-                    response = await self.exchange(pooled.connection, request)
+                lease.request.finish = partial(connection.finish_request, request)
+                if not connection.has_expired():
+                    response = await self.exchange(connection, request)
                     pooled.responses.add(lease.request)
                     return response
             except httpcore.ConnectionNotAvailable:
