@@ -232,28 +232,49 @@ def test_who_leaves_while_waiting_takes_nothing_along() -> None:
     assert requests.count() == (1, 1, 0)
 
 
-def test_who_comes_back_is_first_in_line(now: list[float]) -> None:
-    """A request whose connection turned out useless does not queue behind the others."""
+def test_what_a_useless_connection_leaves_is_for_who_had_it() -> None:
+    """Not for those who wait: where each one that is handed on is useless, it would never end."""
     requests = Requests(size=1)
-    requests.acquire("a1", "a2", "a3")
-    requests.of("a1").reusable = False
-    requests.release("a1")
+    requests.acquire("a1", "a2", "b1")
+    useless = requests.of("a1")
     requests.acquire("a1")
-    assert requests.assignment.waiting == [requests.by_name["a1"], requests.by_name["a3"]]
-    requests.release("a2")
     assert requests.connected() == "a1"
+    assert requests.closed() == [useless]
+    assert requests.assignment.waiting == [requests.by_name["a2"], requests.by_name["b1"]]
+    requests.release("a1")
+    assert requests.connected() == "a2"
 
 
-def test_who_comes_back_first_for_a_stream_too() -> None:
-    """In the line of its origin as in the line of all."""
+def test_what_it_does_not_need_is_for_who_waits() -> None:
+    """It joins another connection, which has become free for it meanwhile."""
+    requests = Requests(size=2, negotiates=True)
+    requests.acquire("a1", "a2")
+    requests.of("a1").become(1)
+    requests.acquire("a3", "b1")
+    assert requests.connected() == "a1 a2"
+    requests.of("a2").become(3)
+    useless = requests.of("a1")
+    requests.acquire("a1")
+    assert requests.of("a1") is requests.of("a2") is requests.of("a3")
+    assert requests.closed() == [useless]
+    assert requests.connected() == "a1 a2 a3 b1"
+
+
+def test_a_useless_connection_is_left_to_who_is_still_on_it(now: list[float]) -> None:
+    """Who leaves it is first in line, of its origin too."""
     requests = Requests(size=1, negotiates=True)
     requests.acquire("a1")
     requests.of("a1").become(2)
-    requests.acquire("a2", "a3")
-    requests.release("a1")  # a3 has its stream now
-    requests.acquire("a4", "a1")
+    requests.acquire("a2", "a3", "b1")
+    requests.of("a1").become(0)
+    requests.acquire("a1")
+    assert (requests.connected(), requests.closed()) == ("a2", [])
+    assert [requests.by_name[name] for name in ("a1", "a3", "b1")] == requests.assignment.waiting
     requests.release("a2")
-    assert requests.connected() == "a1 a3"
+    assert requests.connected() == "a1"
+    requests.of("a1").become(1)
+    requests.release("a1")
+    assert requests.connected() == "a3"
 
 
 def test_nothing_is_remembered_of_origins_that_are_gone() -> None:
@@ -707,7 +728,7 @@ class Walk:
 
     def step(self) -> None:
         kinds = [self.acquire, self.acquire, self.release, self.release, self.stop_expecting]
-        self.dice.choice([*kinds, self.update, self.spoil])()
+        self.dice.choice([*kinds, self.acquire_another, self.update, self.spoil])()
 
     def acquire(self) -> None:
         if len(self.requests.by_name) >= 12:
@@ -719,6 +740,23 @@ class Walk:
         key = b"https", name[:1].encode(), 443, False
         self._do(
             f"acquire {name}",
+            lambda: self.assignment.acquire(request, key),
+            lambda: self._release(name),
+        )
+        if request.origin is None:
+            del self.requests.by_name[name]
+
+    def acquire_another(self) -> None:
+        """Its connection is of no use, or its origin has another key from now on."""
+        connected = [name for name, request in self.requests.by_name.items() if request.pooled]
+        if not connected:
+            return
+        name = self.dice.choice(connected)
+        request = self.requests.by_name[name]
+        request.event = FakeEvent()
+        key = b"https", name[:1].encode(), 443, self.dice.random() < 0.2
+        self._do(
+            f"acquire another {name}",
             lambda: self.assignment.acquire(request, key),
             lambda: self._release(name),
         )

@@ -1,13 +1,14 @@
 """What goes over HTTP/1.1 although HTTP/2 is on, and what is refused over both alike."""
 
 import contextlib
+import threading
 from typing import Any
 
 import httpx
 import pytest
 from conftest import Flavour
 from h2_peer import Gone, H2Peer, Peer, http1_answer, serve
-from helpers import ASYNC, Callers, finished, generators_left, in_use, one_attempt, until
+from helpers import ASYNC, SYNC, Callers, finished, generators_left, in_use, one_attempt, until
 from hyperframe.frame import DataFrame
 from servers import ScriptedServer, client_context
 
@@ -116,6 +117,33 @@ def old_fashioned(peer: Peer) -> None:
     with contextlib.suppress(Gone):
         while True:
             peer.reset(peer.request(), HTTP_1_1_REQUIRED)
+
+
+@SYNC
+async def test_who_goes_over_to_http1_disturbs_nobody_on_the_connection_left(
+    flavour: Flavour,
+) -> None:
+    """Another thread waits for the only one: a timeout of the first must not end its request."""
+
+    def script(peer: Peer) -> None:
+        stream = peer.request()
+        go.wait(5)
+        peer.reset(stream, HTTP_1_1_REQUIRED)
+        stream = peer.request()
+        first.done.wait(5)
+        peer.echo(stream)
+
+    go = threading.Event()
+    with H2Peer(script, serve, http1=http1_answer) as server:
+        client = one_attempt(flavour, max_connections=1, pool_timeout=0.5)
+        async with Callers(flavour) as callers:
+            first = callers.start(client.post, f"{server.url}/first")
+            await until(lambda: server.requests)
+            second = callers.start(client.post, f"{server.url}/second")
+            await until(lambda: client.pool_stats().waiting)
+            go.set()
+            answers = await finished(first, second)
+        assert [getattr(one, "text", one) for one in answers] == ["/first", "/second"]
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])

@@ -37,6 +37,9 @@ from servers import (
     resolving,
 )
 
+from httpx_production.transport import _runtime
+from httpx_production.transport._connections import HTTPConnection
+
 pytestmark = [pytest.mark.anyio, generators_left]
 
 
@@ -314,6 +317,40 @@ async def test_first_come_first_served_across_origins(flavour: Flavour) -> None:
                     await until(lambda n=number: client.pool_stats().waiting == n + 1)
             outcomes = await finished(*started)
         assert texts(outcomes) == order == [f"/{number}" for number in range(6)]
+
+
+async def test_a_connection_that_was_closed_costs_nobody_its_turn(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server closes each connection that it was to keep: who waits is handed one after another.
+
+    What it leaves is its own. Else it would go to those behind, for as long as there are any.
+    """
+    look, go = HTTPConnection.has_expired, threading.Event()
+
+    def look_when_it_is_closed(connection: HTTPConnection) -> bool:
+        if connection.made is not None:
+            sock = connection.made._network_stream.get_extra_info("socket")
+            assert _runtime.is_ready(sock, 5)
+        return look(connection)
+
+    def hold(request: Received) -> Step:
+        go.wait(5)
+        return answer(then="fin")
+
+    monkeypatch.setattr(HTTPConnection, "has_expired", look_when_it_is_closed)
+    with ScriptedServer([hold, *[answer(then="fin")] * 5]) as server:
+        client = one_attempt(flavour, max_connections=1, pool_timeout=8)
+        async with Callers(flavour) as callers:
+            started = [callers.start(client.post, f"{server.url}/0")]
+            await until(lambda: server.requests)
+            for number in range(1, 6):
+                started.append(callers.start(client.post, f"{server.url}/{number}"))
+                await until(lambda n=number: client.pool_stats().waiting == n)
+            go.set()
+            outcomes = await finished(*started)
+        assert texts(outcomes) == ["ok"] * 6
+        assert [one.path for one in server.requests] == [f"/{number}" for number in range(6)]
 
 
 @ASYNC

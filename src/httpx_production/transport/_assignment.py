@@ -123,24 +123,31 @@ class Assignment:
         self._line: OrderedDict[PoolRequest, None] = OrderedDict()
         self._expecting: dict[PoolRequest, None] = {}
         self._draining: Draining | None = None  # for whom, and which
-        # Begun, and by Ctrl-C perhaps ended half-way: out of the pool; to a connection, or a line.
+        # Begun, and by Ctrl-C perhaps ended half-way: out of the pool; to a connection, or a line;
+        # from a connection to another one, perhaps of another origin.
         self._dropping: dict[PooledConnection, None] = {}
         self._moving: dict[PoolRequest, Origin] = {}
+        self._leaving: dict[PoolRequest, Origin] = {}
 
     # --- what the pool asks -----------------------------------------------------------------------
 
     def acquire(self, request: PoolRequest, key: OriginKey) -> None:
         """Give a request its connection, or a place in line.
 
-        At the head of the line when it had a connection before, which turned out to be of no use.
+        Or another connection, when the one that it has turned out to be of no use.
         """
-        if self._dropping or self._moving:
+        if self._dropping or self._moving or self._leaving:
             self._resume()
         request.is_in_pool = True  # first: from now on `release` undoes it
+        if (useless := request.pooled) is not None:
+            self._leave(request, useless)
         origin = self._origins.get(key) or self._origins.setdefault(key, Origin(key))
         request.origin = origin
         origin.requests.add(request)
-        if not self._place(request, origin, may_expect=True):
+        if useless is not None:
+            self._place_or_wait(request, origin, may_expect=True)
+            self._resume()
+        elif not self._place(request, origin, may_expect=True):
             self._wait(request, origin, may_expect=True)
 
     def is_expecting(self, request: PoolRequest) -> bool:
@@ -155,7 +162,7 @@ class Assignment:
 
     def release(self, request: PoolRequest) -> None:
         """Take back what a request has, whatever that is; who waits gets it."""
-        if self._dropping or self._moving:
+        if self._dropping or self._moving or self._leaving:
             self._resume()
         origin, pooled, draining = request.origin, request.pooled, self._draining
         if origin is None:
@@ -236,6 +243,12 @@ class Assignment:
             self._drop(pooled)
         for request, origin in list(self._moving.items()):
             self._place_or_wait(request, origin, may_expect=False)
+        for request, origin in list(self._leaving.items()):
+            if request.origin is not origin:
+                origin.requests.discard(request)
+            self._serve(origin)
+            self._drop_if_unused(origin)
+            self._leaving.pop(request, None)
 
     def _place_or_wait(self, request: PoolRequest, origin: Origin, *, may_expect: bool) -> bool:
         """Give a waiting request its connection, or another place to wait; tell which."""
@@ -336,6 +349,23 @@ class Assignment:
         connection = self._create(origin.key, lambda: self._changed(pooled))
         pooled = PooledConnection(connection, origin)
         return pooled
+
+    def _leave(self, request: PoolRequest, useless: PooledConnection) -> None:
+        """Take a request from its connection, and drop that one, if nobody else is on it.
+
+        The request is first in line by then. Or what it leaves would go to those behind it, and
+        where the server closes each connection that it was to keep, time and again.
+        """
+        request.has_waited = True
+        self._line[request] = None
+        self._line.move_to_end(request, last=False)
+        self._leaving[request] = useless.origin
+        if is_alone := useless.requests == {request}:
+            self._dropping[useless] = None
+        useless.requests.discard(request)
+        request.pooled = None
+        if is_alone:
+            self._drop(useless)
 
     # --- giving back ------------------------------------------------------------------------------
 

@@ -24,10 +24,6 @@ class Lease:
     def __init__(self, locked: LockedAssignment) -> None:
         self.locked = locked
         self.request = PoolRequest()
-        self.renew()
-
-    def renew(self) -> None:
-        """Be watched, until it is given back: before the request enters the pool once more, too."""
         # The callback runs in C, where Ctrl-C can't strike, as it can in __del__.
         self.request.watch = watch = Watch(self, self.locked.dropped.append)
         watch.request = self.request

@@ -76,8 +76,6 @@ class PoolCore(ABC):
                 if moved or not _can_be_sent_again(request, exc):
                     raise
                 key, moved = self._key(request), True
-            lease.give_back()
-            lease.renew()
 
     def _key(self, request: httpcore.Request) -> OriginKey:
         origin = request.url.origin
