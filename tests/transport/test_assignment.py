@@ -304,6 +304,8 @@ def test_closing_closes_all_and_fails_who_waits() -> None:
     waiting = ("a2", "d1")
     assert [requests.by_name[name].error for name in waiting] == [CLOSED] * 2
     assert [requests.is_woken(name) for name in waiting] == [True] * 2
+    with pytest.raises(RuntimeError, match="the pool was closed"):
+        requests.acquire("a1")  # it has a connection, which is of no use now
     assert requests.count() == (0, 0, 0)
     requests.release(*requests.by_name)
     assert requests.count() == (0, 0, 0)

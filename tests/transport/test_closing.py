@@ -18,6 +18,8 @@ from helpers import ASYNC, PROMPT, Callers, finished, generators_left, one_attem
 from hyperframe.frame import WindowUpdateFrame
 from servers import ScriptedServer, Step, chunked, full_backlog, hang
 
+from httpx_production.transport._connections import HTTPConnection
+
 pytestmark = [pytest.mark.anyio, generators_left]
 
 # In httpx a closed client raises RuntimeError; what the transport says is a TransportError.
@@ -88,6 +90,28 @@ async def test_closing_while_a_connection_is_made(flavour: Flavour, place: str) 
         assert nothing_left(client)
         time.sleep(0.3 if place == "handshake" else 0)
         assert server.requests == []
+
+
+@pytest.mark.parametrize("kind", ["http", "http2"])
+async def test_closing_while_a_kept_connection_is_looked_at(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The request that has it gets no other in its place, and nothing is sent."""
+    look = HTTPConnection.has_expired
+
+    def close_and_look(connection: HTTPConnection) -> bool:
+        monkeypatch.undo()
+        client._transport._pool.core.close()  # by another thread, or a task just before
+        return look(connection)
+
+    with H2Peer() if kind == "http2" else ScriptedServer() as server:
+        client = one_attempt(flavour)
+        await flavour.run(client.get(server.url))
+        monkeypatch.setattr(HTTPConnection, "has_expired", close_and_look)
+        outcome = await flavour.outcome(client.post, server.url)
+        assert isinstance(outcome, CLOSED), outcome
+        assert nothing_left(client)
+        assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("kind", ["http", "http2"])

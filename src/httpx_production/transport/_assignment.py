@@ -138,6 +138,8 @@ class Assignment:
         """
         if self._dropping or self._moving or self._leaving:
             self._resume()
+        if request.error is not None:
+            raise request.error
         request.is_in_pool = True  # first: from now on `release` undoes it
         if (useless := request.pooled) is not None:
             self._leave(request, useless)
@@ -196,10 +198,12 @@ class Assignment:
         self._serve(origin)
 
     def close(self, error: Exception) -> None:
-        """Give up all connections, those in use too, and everybody who waits."""
+        """Give up all connections, those in use too, and everybody who waits, or would again."""
         self._resume()
+        for origin in self._origins.values():
+            for request in origin.requests:
+                request.error = error
         for request in [*self._line, *self._expecting]:
-            request.error = error
             with suppress(RuntimeError):  # its event loop is gone
                 request.wake()
         self._line.clear()
