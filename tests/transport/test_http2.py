@@ -454,12 +454,35 @@ async def test_an_idle_connection_that_was_closed_is_not_used(flavour: Flavour) 
         assert (await flavour.run(client.post(f"{server.url}/next"))).text == "/next"
 
 
-async def test_pings_on_an_idle_connection_are_no_reason_to_leave_it(flavour: Flavour) -> None:
+async def test_what_was_said_before_the_leave_does_not_hide_it(flavour: Flavour) -> None:
+    """A server that asks whether an idle client is there, ten times, and then goes."""
+
+    def script(peer: Peer) -> None:
+        peer.answer(peer.request())
+        for _ in range(10):
+            peer.send(PingFrame(0, opaque_data=b"12345678"))  # each in a TLS record of its own
+        peer.end()
+        closed.set()
+
+    closed = threading.Event()
+    with H2Peer(script, serve) as server:
+        client = one_attempt(flavour)
+        await flavour.run(client.get(server.url))
+        assert closed.wait(5)
+        await anyio.sleep(0.05)
+        assert (await flavour.run(client.post(f"{server.url}/next"))).text == "/next"
+
+
+@pytest.mark.parametrize("pings", [1, 200])
+async def test_pings_on_an_idle_connection_are_no_reason_to_leave_it(
+    flavour: Flavour, pings: int
+) -> None:
     """What arrived meanwhile is taken in, and answered, and the connection used again."""
 
     def script(peer: Peer) -> None:
         peer.answer(peer.request())
-        peer.send(PingFrame(0, opaque_data=b"12345678"))
+        for _ in range(pings):
+            peer.send(PingFrame(0, opaque_data=b"12345678"))
         sent.set()
         assert peer.until(PingFrame).opaque_data == b"12345678"
         serve(peer)

@@ -28,6 +28,7 @@ from ._runtime import Runtime, Turn
 logger = logging.getLogger(f"{httpcore.__name__}.http2")
 
 READ_SIZE = 16 * 1024  # bytes at a time: some 1,800 of the smallest frames
+MOST_PIECES = 64  # that a connection without requests is read for; over TLS, records
 MOST_UNSENT = 2**18  # bytes: a server that doesn't read isn't listened to, it wants answers
 LISTEN_AT_MOST = 0.05  # seconds to wait for the server's bytes, while ours are not all on their way
 
@@ -153,7 +154,7 @@ class HTTP2Connection:
     def has_expired(self) -> bool:
         """Tell whether it has been idle for too long, or the server has taken leave."""
         if monotonic() <= self._expire_at and not self.is_closed():
-            self._receive_now()
+            self._catch_up()
         return monotonic() > self._expire_at or not self.is_available()
 
     def is_closed(self) -> bool:
@@ -197,7 +198,7 @@ class HTTP2Connection:
                 self._initiated = True
                 self._protocol.initiate()
         elif not self._protocol.streams:
-            self._receive_now()  # the server may have taken leave
+            self._catch_up()
 
     async def _receive_headers(self, stream: HTTP2Stream) -> None:
         facts = {"request": stream.request, "stream_id": stream.id}
@@ -375,6 +376,13 @@ class HTTP2Connection:
                 self._has_more = True
         except Exception as exc:
             self._fail(exc)
+
+    def _catch_up(self) -> None:
+        """Take in what arrived while nobody was there: a server's leave comes last of all."""
+        for _ in range(MOST_PIECES):
+            self._receive_now()
+            if not self._has_more:
+                return
 
     def _may_listen(self) -> bool:
         return self._flush_now() or len(self._unsent) < MOST_UNSENT
