@@ -16,8 +16,9 @@ from conftest import Flavour
 from h2_peer import H2Peer, Peer
 from helpers import ASYNC, PROMPT, Callers, finished, generators_left, one_attempt, until, within
 from hyperframe.frame import WindowUpdateFrame
-from servers import ScriptedServer, Step, chunked, full_backlog, hang
+from servers import ScriptedServer, Step, chunked, full_backlog, hang, resolving
 
+from httpx_production.transport import _network
 from httpx_production.transport._connections import HTTPConnection
 
 pytestmark = [pytest.mark.anyio, generators_left]
@@ -90,6 +91,25 @@ async def test_closing_while_a_connection_is_made(flavour: Flavour, place: str) 
         assert nothing_left(client)
         time.sleep(0.3 if place == "handshake" else 0)
         assert server.requests == []
+
+
+async def test_closing_while_several_addresses_are_tried(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Just before the first is looked at again: an exception of httpx's all the same."""
+    look = _network.is_ready
+
+    def close_and_look(*args: Any, **options: Any) -> bool:
+        client._transport._pool.core.close()
+        return look(*args, **options)
+
+    with resolving(monkeypatch, "two.example", ["127.0.0.1", "127.0.0.2"]), full_backlog() as url:
+        client = one_attempt(flavour, connect_timeout=5)
+        monkeypatch.setattr(_network, "is_ready", close_and_look)
+        with within(PROMPT):
+            outcome = await flavour.outcome(client.get, url.replace("127.0.0.1", "two.example"))
+        assert isinstance(outcome, httpx.ConnectError), outcome
+        assert nothing_left(client)
 
 
 @pytest.mark.parametrize("kind", ["http", "http2"])

@@ -141,8 +141,7 @@ class NetworkStream:
         if info == "server_addr":
             return sock.getpeername()
         if info == "is_readable":  # httpcore: a closed one is
-            here = self._early or self.io.pending() or sock.fileno() < 0
-            return bool(here) or is_ready(sock, 0)
+            return bool(self._early) or self.io.pending() or is_ready(sock, 0)
         return sock if info == "socket" else None
 
 

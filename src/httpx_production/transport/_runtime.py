@@ -249,14 +249,19 @@ class Turn:
 
 
 def is_ready(sock: socket.socket, timeout: float | None, *, write: bool = False) -> bool:
-    """Block until the socket can be read or written; False after `timeout` seconds."""
+    """Block until the socket can be read or written; False after `timeout` seconds.
+
+    Without blocking when another thread has closed it: who uses it then is told so at once.
+    """
+    if (number := sock.fileno()) < 0:
+        return True
     if hasattr(select, "poll"):  # not on Windows, nor under eventlet
         poll = select.poll()
-        poll.register(sock, select.POLLOUT if write else select.POLLIN)
+        poll.register(number, select.POLLOUT if write else select.POLLIN)
         if timeout:
             timeout = math.ceil(min(max(timeout, 0.0), MOST_SECONDS) * 1000)
         return bool(poll.poll(timeout))
-    mine = [sock.fileno()]
+    mine = [number]
     return any(select.select(() if write else mine, mine if write else (), mine, timeout))
 
 
