@@ -333,8 +333,8 @@ class Assignment:
     def _usable_idle(self, origin: Origin) -> PooledConnection | None:
         """Return the origin's most recently used idle connection, unless it is too old.
 
-        It is the least likely to have been closed by the server. Whether it was, looks who gets
-        it: that is a system call, and would keep all other threads out of the pool.
+        It is the least likely to have been closed by the server. Whoever gets it has to look: a
+        system call here would keep all other threads out of the pool.
         """
         while origin.idle:
             pooled = next(reversed(origin.idle))

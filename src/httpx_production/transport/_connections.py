@@ -160,9 +160,9 @@ class HTTPConnection:
         return h11_state is None or not h11_state.trailing_data[0]
 
     def has_expired(self) -> bool:
-        """Tell whether the server has closed it, for good: asked before a request is sent on it.
+        """Tell whether the server has closed it, or it is too old: asked before each request.
 
-        A shared one looks itself, when no request is on it.
+        Not so a shared one, on which others may be: `HTTP2Connection` looks when it begins one.
         """
         if self.made is not None and not self.shared:
             self._expired = bool(self.made.has_expired())

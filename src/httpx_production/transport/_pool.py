@@ -186,7 +186,7 @@ def _pool_timeout(request: Any) -> float | None:
 
 
 def _closed_error() -> Exception:
-    return RuntimeError("the connection pool was closed while this request waited for a connection")
+    return RuntimeError("the connection pool was closed before this request was sent")
 
 
 def _patience(timeout: float | None, mine: PoolRequest) -> float | None:
