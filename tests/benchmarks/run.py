@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,12 +48,14 @@ from contenders import (
     mock,
 )
 from loopback import Loopback
+from uploads import SIZE, Content, Upload, uploads
 
 LAYERS = [HTTPX, HTTPX_RETRIES, STAMINA, TENACITY, OWN]
 POOLS = [HTTPX, HTTPX_RETRIES, OWN]  # a decorator's pool is httpx's
+PAIR = [HTTPX, OWN]
 ALIASED = {HTTPX.name: HTTPX2.name, OWN.name: OWN_ON_HTTPX2}  # what they are where httpx is httpx2
 if httpx.__name__ == HTTPX2.name:
-    LAYERS = POOLS = [HTTPX, OWN]
+    LAYERS = POOLS = PAIR
     AIOHTTP.clear()
 WIDE = httpx.Limits(max_connections=200, max_keepalive_connections=200, keepalive_expiry=120)
 PACKAGES = [
@@ -64,6 +67,16 @@ Batch = Callable[[], float]
 Key = tuple[str, int]  # a contender's name, and how much of something
 Times = dict[Key, list[float]]
 Row = tuple[str, Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request, and how often a batch makes it."""
+
+    url: str
+    requests: int = 50
+    method: str = "GET"
+    content: Content = lambda _: None
 
 
 # --- timing -------------------------------------------------------------------------------------
@@ -117,20 +130,20 @@ def growth(times: Times, size: int, base: int) -> Mapping[str, str]:
 # --- one request at a time ----------------------------------------------------------------------
 
 
-def sync_batch(send: Send, url: str, requests: int) -> Batch:
+def sync_batch(name: str, send: Send, job: Job) -> Batch:
     def work() -> None:
-        for _ in range(requests):
-            send("GET", url)
+        for _ in range(job.requests):
+            send(job.method, job.url, content=job.content(name))
 
-    return lambda: cpu(work, requests)
+    return lambda: cpu(work, job.requests)
 
 
-def async_batch(runner: asyncio.Runner, send: Send, url: str, requests: int) -> Batch:
+def async_batch(runner: asyncio.Runner, name: str, send: Send, job: Job) -> Batch:
     async def work() -> None:
-        for _ in range(requests):
-            await send("GET", url)
+        for _ in range(job.requests):
+            await send(job.method, job.url, content=job.content(name))
 
-    return lambda: cpu(lambda: runner.run(work()), requests)
+    return lambda: cpu(lambda: runner.run(work()), job.requests)
 
 
 @contextmanager
@@ -154,29 +167,82 @@ def opened(
             runner.run(stack.aclose())
 
 
-def sync_requests(url: str, setup: Setup) -> Mapping[str, str]:
+def sync_requests(
+    job: Job, setup: Setup, contenders: Sequence[Contender] = LAYERS, rounds: int = 25
+) -> Mapping[str, str]:
     """Sequential requests of the sync clients."""
     with ExitStack() as stack:
-        sends = {one.name: stack.enter_context(one.open(setup)) for one in LAYERS}
-        batches = {(name, 0): sync_batch(send, url, 50) for name, send in sends.items()}
-        return against_httpx(interleaved(batches, 25))
+        sends = {one.name: stack.enter_context(one.open(setup)) for one in contenders}
+        batches = {(name, 0): sync_batch(name, send, job) for name, send in sends.items()}
+        return against_httpx(interleaved(batches, rounds))
 
 
-def async_requests(url: str, setup: Setup, contenders: Sequence[Contender]) -> Mapping[str, str]:
+def async_requests(
+    job: Job, setup: Setup, contenders: Sequence[Contender] = LAYERS, rounds: int = 25
+) -> Mapping[str, str]:
     """The same of the async clients, on asyncio."""
     with opened(contenders, setup) as (runner, sends):
-        batches = {(name, 0): async_batch(runner, send, url, 50) for name, send in sends.items()}
-        return against_httpx(interleaved(batches, 25))
+        batches = {(name, 0): async_batch(runner, name, send, job) for name, send in sends.items()}
+        return against_httpx(interleaved(batches, rounds))
 
 
 def one_at_a_time() -> Iterator[Row]:
     """A request that succeeds at once: what each layer adds."""
-    yield "a GET by MockTransport, sync", sync_requests("http://x/", mock())
-    yield "the same, asyncio", async_requests("http://x/", mock(), LAYERS)
+    yield "a GET by MockTransport, sync", sync_requests(Job("http://x/"), mock())
+    yield "the same, asyncio", async_requests(Job("http://x/"), mock())
     with Loopback() as server:
-        yield "a GET over a kept connection, sync", sync_requests(server.url, Setup())
-        contenders = [*LAYERS, *AIOHTTP]
-        yield "the same, asyncio", async_requests(server.url, Setup(), contenders)
+        job = Job(server.url)
+        yield "a GET over a kept connection, sync", sync_requests(job, Setup())
+        yield "the same, asyncio", async_requests(job, Setup(), [*LAYERS, *AIOHTTP])
+
+
+# --- bodies, and HTTP/2 -------------------------------------------------------------------------
+
+
+def bodies() -> Iterator[Row]:
+    """Over HTTP/1.1, and over HTTP/2, which comes with TLS; one at a time, then many."""
+    with Loopback() as server, uploads() as all_uploads:
+        setup = Setup(timeout=60)
+        for upload in all_uploads:
+            yield from sent(upload, "HTTP/1.1", Job(server.url, 8, "POST"), setup)
+        yield from received("HTTP/1.1", server.url, setup)
+    with Loopback(tls=True) as server, uploads() as (*_, upload):
+        setup = Setup(timeout=60, http2=True, verify=server.trust())
+        yield from sent(upload, "HTTP/2", Job(server.url, 1, "POST"), setup)
+        yield from received("HTTP/2", server.url, setup)
+        yield from in_both_flavours("a GET over HTTP/2", Job(server.url), setup)
+        yield from in_flight_over_http2(f"{server.url}10", setup)
+
+
+def sent(upload: Upload, protocol: str, job: Job, setup: Setup) -> Iterator[Row]:
+    """An upload, answered with two bytes."""
+    label = f"{upload.label} over {protocol}, sync"
+    yield label, sync_requests(replace(job, content=upload.content), setup, PAIR, 15)
+    job = replace(job, content=upload.async_content)
+    yield upload.async_label, async_requests(job, setup, PAIR, 15)
+
+
+def received(protocol: str, url: str, setup: Setup) -> Iterator[Row]:
+    """Answers that are large, and of a usual size."""
+    large, usual = Job(f"{url}0?{SIZE}", 1), Job(f"{url}0?{100 * 2**10}", 20)
+    yield from in_both_flavours(f"8 MiB received over {protocol}", large, setup)
+    yield from in_both_flavours(f"100 KiB received over {protocol}", usual, setup)
+
+
+def in_both_flavours(label: str, job: Job, setup: Setup) -> Iterator[Row]:
+    yield f"{label}, sync", sync_requests(job, setup, PAIR, 15)
+    yield "the same, asyncio", async_requests(job, setup, PAIR, 15)
+
+
+def in_flight_over_http2(url: str, setup: Setup) -> Iterator[Row]:
+    """All on one connection."""
+    with opened(PAIR, setup) as (runner, sends):
+        for callers, each in ((10, 20), (100, 4)):
+            batches: dict[Key, Batch] = {}
+            for name, send in sends.items():
+                batches[name, 0] = crowd_batch(runner, send, url, callers, each)
+            times = interleaved(batches, 9)
+            yield f"{callers} requests in flight over HTTP/2", against_httpx(times)
 
 
 # --- many requests ------------------------------------------------------------------------------
@@ -257,7 +323,7 @@ def idle_connections() -> Iterator[Row]:
                 runner, sends = stack.enter_context(opened(POOLS, setup))
                 for name, send in sends.items():
                     runner.run(fill(send, server, idle))
-                    batches[name, idle] = async_batch(runner, send, server.url, 20)
+                    batches[name, idle] = async_batch(runner, name, send, Job(server.url, 20))
             times = interleaved(batches, 7)
         for idle in numbers:
             yield f"one at a time beside {idle} idle, {where}", against_httpx(times, idle)
@@ -345,7 +411,9 @@ def rows_on_httpx2() -> list[Mapping[str, str]]:
     return list(json.loads(rows))
 
 
-PARTS = (one_at_a_time, in_flight, connections_opened, idle_connections, construction, imports)
+PARTS = (
+    one_at_a_time, bodies, in_flight, connections_opened, idle_connections, construction, imports,
+)  # fmt: skip
 
 
 def print_rows() -> None:
