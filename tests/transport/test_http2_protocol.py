@@ -12,6 +12,7 @@ import h2.events
 import h2.exceptions
 import h2.settings
 import httpcore
+import hyperframe.frame
 import pytest
 from h2.errors import ErrorCodes
 from hpack import Encoder
@@ -273,6 +274,22 @@ def test_h2_has_the_last_word_on_a_stream(
 
 
 # --- responses --------------------------------------------------------------------------------
+
+
+def test_a_body_is_not_written_out_in_hexadecimal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By h2, for a log of its own: it costs more than all else that is done with a frame."""
+    written: list[int] = []
+    hexlify = hyperframe.frame.binascii.hexlify
+    spy = SimpleNamespace(hexlify=lambda data: written.append(len(data)) or hexlify(data))
+    peers = Peers()
+    stream = peers.begin()
+    peers.respond(stream)
+    frame = DataFrame(stream.id, bytes(16_000))
+    monkeypatch.setattr(hyperframe.frame, "binascii", spy)
+    repr(frame)
+    assert written == [16_000]  # as the spy would notice
+    assert peers.frames(frame) == [stream]
+    assert (written, stream.take()) == ([16_000], bytes(16_000))
 
 
 def test_a_response_is_taken_in_piece_by_piece() -> None:
