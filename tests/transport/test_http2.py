@@ -497,6 +497,26 @@ async def test_pings_on_an_idle_connection_are_no_reason_to_leave_it(
         assert len(server.peers) == 1
 
 
+async def test_a_kept_connection_is_looked_at_once(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a request, for a GOAWAY; the answer, too, is only asked for when it is here."""
+    taken: list[bytes | None] = []
+    receive = _sockets.SocketIO.receive
+
+    def spy(io: Any, size: int) -> bytes | None:
+        taken.append(receive(io, size))
+        return taken[-1]
+
+    with H2Peer() as server:
+        async with flavour.using(one_attempt(flavour)) as client:
+            for _ in range(2):  # after which both sides' SETTINGS have been acknowledged
+                await flavour.run(client.get(server.url))
+            monkeypatch.setattr(_sockets.SocketIO, "receive", spy)
+            assert (await flavour.run(client.get(server.url))).status_code == 200
+    assert taken.count(None) == 1
+
+
 async def test_an_idle_connection_expires(flavour: Flavour) -> None:
     """`keepalive_expiry` holds for HTTP/2 too."""
     with H2Peer() as server:

@@ -197,7 +197,7 @@ class HTTP2Connection:
             async with self.trace("send_connection_init", request, {"request": request}):
                 self._initiated = True
                 self._protocol.initiate()
-        elif not self._protocol.streams:
+        elif self.shared and not self._protocol.streams:  # another one was looked at by the pool
             self._catch_up()
 
     async def _receive_headers(self, stream: HTTP2Stream) -> None:
@@ -332,12 +332,14 @@ class HTTP2Connection:
         left = clock.left()
         if left is None or left > 0:
             limit = left
-            if not self._may_listen():
-                role = self._writing
-            elif role is self._reading and not self._flush_now():
-                limit = LISTEN_AT_MOST if left is None else min(left, LISTEN_AT_MOST)
-            if not await role.wait(stream, limit):
-                clock.add(limit)
+            if not self._flush_now():
+                if len(self._unsent) >= MOST_UNSENT:
+                    role = self._writing
+                elif role is self._reading:
+                    limit = LISTEN_AT_MOST if left is None else min(left, LISTEN_AT_MOST)
+            if await role.wait(stream, limit):
+                return True
+            clock.add(limit)
             left = clock.left()
         if left is not None and left <= 0:
             self._protocol.fail_timed_out(stream, phase, clock.elapsed())
@@ -364,28 +366,25 @@ class HTTP2Connection:
             self._fail(exc)
             return True
 
-    def _receive_now(self) -> None:
+    def _receive_now(self) -> bytes | None:
         """Take in what has arrived, without waiting: one piece, so that others get their turn."""
-        self._has_more = False
+        self._has_more, data = False, None
         try:
             with self._protocol.whole:  # what was taken from the socket must get where it belongs
                 data = self._io.receive(READ_SIZE)
-                concerned = None if data is None else self._protocol.receive(data)
-            if concerned is not None:
+                concerned = () if data is None else self._protocol.receive(data)
+            if data is not None:
                 self._wake(concerned)
-                self._has_more = True
+                self._has_more = len(data) == READ_SIZE or self._io.pending()
         except Exception as exc:
             self._fail(exc)
+        return data
 
     def _catch_up(self) -> None:
         """Take in what arrived while nobody was there: a server's leave comes last of all."""
         for _ in range(MOST_PIECES):
-            self._receive_now()
-            if not self._has_more:
+            if not self._receive_now():
                 return
-
-    def _may_listen(self) -> bool:
-        return self._flush_now() or len(self._unsent) < MOST_UNSENT
 
     def _flush_now(self) -> bool:
         """Hand what is in line to the socket, without waiting; False when some of it is left."""
@@ -396,6 +395,8 @@ class HTTP2Connection:
             self._unsent = b""
             return True
         try:
+            if not self._unsent:
+                return self._io.flush()
             with self._protocol.whole:
                 while self._unsent and (sent := self._io.send(self._unsent)):
                     self._unsent = self._unsent[sent:]
