@@ -49,7 +49,7 @@ class SocketIO:
         except (BlockingIOError, InterruptedError):
             return None
 
-    def send(self, data: bytes | bytearray | memoryview) -> int:
+    def send(self, data: bytes | memoryview) -> int:
         """Send what can be sent at once; return how many bytes that were."""
         try:
             return self.socket.send(data)
@@ -118,8 +118,9 @@ class TLSIO:
         self._below = below
         self.runtime: Runtime = below.runtime
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._unsent = bytearray()
+        self._unsent = b""
         self._waits_for_server = False  # before it can write
+        self._ended = False
         # One thread may read while another writes: a websocket's. Never held while waiting; taken
         # again by a finalizer or a signal handler that has interrupted its holder.
         self._lock = threading.RLock()
@@ -138,17 +139,20 @@ class TLSIO:
     def receive(self, size: int) -> bytes | None:
         """Return what has arrived, b"" at the end, None when nothing has."""
         with self._lock:
-            while True:
+            is_empty = not (self._ended or self._incoming.pending or self.object.pending())
+            while not is_empty or self._feed():
                 try:
                     return self.object.read(size)
                 except ssl.SSLWantReadError:
-                    if not self._feed():
-                        return None
+                    is_empty = True
                 except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+                    self._ended = True
                     return b""  # without a goodbye too, as in the ssl module's own sockets
                 finally:
-                    with suppress(OSError):  # what was received counts; the next write will say so
-                        self.flush()  # answers to key updates
+                    if self._outgoing.pending:  # answers to key updates
+                        with suppress(OSError):  # what was received counts; a write will say so
+                            self.flush()
+            return None
 
     def _feed(self) -> bool:
         """Take over what has arrived beneath; False when nothing has."""
@@ -159,7 +163,7 @@ class TLSIO:
             self._incoming.write_eof()
         return data is not None
 
-    def send(self, data: bytes | bytearray | memoryview) -> int:
+    def send(self, data: bytes | memoryview) -> int:
         """Take what can be taken without piling up; return how many bytes that were."""
         with self._lock:
             if not self.flush():
@@ -175,9 +179,10 @@ class TLSIO:
     def flush(self) -> bool:
         """Send on what is encrypted; tell whether all of it has gone."""
         with self._lock:
-            self._unsent += self._outgoing.read()
+            if self._outgoing.pending:
+                self._unsent += self._outgoing.read()
             while self._unsent and (sent := self._below.send(self._unsent)):
-                del self._unsent[:sent]
+                self._unsent = self._unsent[sent:]
             return self._below.flush() and not self._unsent
 
     def pending(self) -> bool:
