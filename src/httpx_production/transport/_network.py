@@ -25,7 +25,7 @@ SocketOptions = Iterable[httpcore.SOCKET_OPTION] | None
 
 ATTEMPT_DELAY = 0.25  # seconds between the attempts at a name's addresses (RFC 8305 section 5)
 LOOK_AROUND = 0.05  # seconds to wait for one attempt, between two looks at all of them
-PIECE = 256 * 1024  # bytes of an upload between two looks at the deadline
+PIECE = 16 * 2**20  # bytes of an upload between two looks at the deadline: milliseconds
 NODELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
@@ -87,9 +87,10 @@ class NetworkStream:
             timeout = _of_the_whole(timeout)
         try:
             self.limit(timeout)
-            sent = self.io.send(buffer[:PIECE])  # as a rule that is all of it, and no copy
+            rest = memoryview(buffer)
+            sent = self.io.send(rest[:PIECE])  # as a rule that is all of it
             if sent < len(buffer) or not self.io.flush():
-                await self._transmit_rest(memoryview(buffer)[sent:], timeout)
+                await self._transmit_rest(rest[sent:], timeout)
             if self.turn.is_over(len(buffer)):
                 await self.io.runtime.checkpoint()
         except TimeoutError as exc:
