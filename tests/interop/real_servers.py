@@ -61,6 +61,7 @@ class Options:
     certificate_kind: str = "good"  # or "expired", or "wrong host"
     client_ca: str | None = None  # a file: clients must have a certificate of its
     credentials: str | None = None  # of a proxy: a file of users
+    purpose: str = ""  # for which it has an instance of its own
 
 
 @dataclass(frozen=True, kw_only=True)
