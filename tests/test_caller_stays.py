@@ -136,7 +136,11 @@ async def test_what_hooks_change_is_kept(flavour: Flavour, clock: FakeClock) -> 
 
 async def test_an_auth_flow_s_requests_have_the_timeouts_of_today(flavour: Flavour) -> None:
     """After `client.timeout = …` too; the auth reads back as it was set."""
-    seen: list[httpx.Request] = []
+    seen: list[float] = []
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        seen.append(request.extensions["timeout"]["read"])
+        return httpx.Response(200)
 
     class Token(httpx.Auth):
         def auth_flow(self, request: httpx.Request) -> Iterator[httpx.Request]:  # type: ignore[override]
@@ -145,14 +149,13 @@ async def test_an_auth_flow_s_requests_have_the_timeouts_of_today(flavour: Flavo
 
     auth = Token()
     for options in ({"auth": auth}, {}):
-        client = flavour.client(transport=mock(seen=seen), **options)
+        client = flavour.client(transport=httpx.MockTransport(respond), **options)
         client.auth = client.auth or auth
         assert client.auth is auth
         client.timeout = 3.0
         await flavour.run(client.get("http://x"))
         await flavour.run(client.get("http://x", auth=auth))
-    assert len(seen) == 8
-    assert {request.extensions["timeout"]["read"] for request in seen} == {3.0}
+    assert seen == [3.0] * 8
 
 
 # --- the exception that the caller is handling ----------------------------------------------------

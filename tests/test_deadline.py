@@ -171,31 +171,56 @@ class TokenFlow(httpx.Auth):
 
 async def walk(
     flavour: Flavour, auth: httpx.Auth, timeouts: Any, turns: int = 99
-) -> list[httpx.Request]:
-    """The requests of an auth flow, each answered; ended after so many `turns`."""
-    request, seen = httpx.Request("GET", URL, extensions={"timeout": timeouts}), []
+) -> list[tuple[httpx.Request, Any]]:
+    """An auth flow's requests, each with its timeouts and answered; ended after so many `turns`."""
+    request = httpx.Request("GET", URL, extensions={"timeout": timeouts})
+    seen: list[tuple[httpx.Request, Any]] = []
     flow: Any = auth.sync_auth_flow(request) if flavour.sync else auth.async_auth_flow(request)
     response = None
     with contextlib.suppress(StopIteration, StopAsyncIteration):
         while len(seen) < turns:
             sent = flow.send(response) if flavour.sync else flow.asend(response)
-            seen.append(await flavour.run(sent))
-            response = httpx.Response(200, request=seen[-1], content=b"")
+            one = await flavour.run(sent)
+            seen.append((one, one.extensions["timeout"]))
+            response = httpx.Response(200, request=one, content=b"")
     await flavour.run(flow.close() if flavour.sync else flow.aclose())
     return seen
 
 
 @pytest.mark.anyio
 async def test_a_flow_s_own_requests_get_the_deadline(flavour: Flavour, clock: FakeClock) -> None:
-    """Unless they bring timeouts of their own; the flow goes on to its end."""
+    """Unless they bring timeouts of their own, and only while it goes on, to its end."""
+    plain = httpx.Request("POST", URL)
     own = httpx.Request("POST", URL, extensions={"timeout": {"read": 1.0}})
-    token, deadline = TokenFlow(httpx.Request("POST", URL), own), Deadline({}, clock.now + 2.0, 2.0)
+    token, deadline = TokenFlow(plain, own), Deadline({}, clock.now + 2.0, 2.0)
     seen = await walk(flavour, TimedAuth(token), deadline)
-    assert [request.method for request in seen] == ["POST", "POST", "GET"]
-    assert seen[0].extensions["timeout"] is seen[2].extensions["timeout"] is deadline
-    assert own.extensions["timeout"] == {"read": 1.0}
-    assert seen[2].headers["Authorization"] == "token"
+    assert [request.method for request, _ in seen] == ["POST", "POST", "GET"]
+    assert seen[0][1] is seen[2][1] is deadline
+    assert seen[1][1] == own.extensions["timeout"] == {"read": 1.0}
+    assert plain.extensions == {}
+    assert seen[2][0].headers["Authorization"] == "token"
     assert token.ended
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("status", [200, 401], ids=["goes on", "gives up"])
+async def test_a_request_that_a_flow_keeps_has_the_timeouts_of_each_call(
+    flavour: Flavour, clock: FakeClock, status: int
+) -> None:
+    """Not those of the call before, whether that had a deadline or not."""
+    given: list[float] = []
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        given.append(request.extensions["timeout"]["read"])
+        return httpx.Response(status)
+
+    flow = TokenFlow(httpx.Request("POST", URL))
+    client = flavour.client(transport=httpx.MockTransport(respond), auth=flow, read_timeout=9.0)
+    for total in (None, 5.0, None, 3.0):
+        extensions = {"retry": {"total_timeout": total}}
+        await flavour.outcome(client.get, URL, extensions=extensions)
+    requests = 2 if status == 200 else 1
+    assert given == [seconds for seconds in (9.0, 5.0, 9.0, 3.0) for _ in range(requests)]
 
 
 @pytest.mark.anyio

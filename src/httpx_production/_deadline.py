@@ -174,13 +174,16 @@ class _LentTimeouts:
     """What a flow's own requests have of the call's; a flow may keep them for its next call."""
 
     def __init__(self, timeouts: dict[str, float | None]) -> None:
-        self._timeouts = timeouts
+        if not isinstance(timeouts, Deadline):  # which a later call would take for the flow's own
+            timeouts = Deadline(timeouts, math.inf)
+        self._timeouts: Deadline = timeouts
         self._requests: list[httpx.Request] = []
+        self._last: httpx.Request | None = None
 
     def to(self, request: httpx.Request) -> None:
         """Lend a request the timeouts, unless it has some; no request is sent too late."""
-        if isinstance(self._timeouts, Deadline):
-            self._timeouts.check("the auth flow did not end in time")
+        self._timeouts.check("the auth flow did not end in time")
+        self._last = request
         timeouts = request.extensions.get("timeout")
         if timeouts is not self._timeouts and isinstance(timeouts, Deadline | None):
             # None of its own, or what an earlier call has left it.
@@ -189,8 +192,9 @@ class _LentTimeouts:
 
     def take_back(self) -> None:
         """Leave the requests as they were, but the last one, whose body may be yet to be read."""
-        for request in self._requests[:-1]:
-            request.extensions.pop("timeout", None)
+        for request in self._requests:
+            if request is not self._last:
+                request.extensions.pop("timeout", None)
 
 
 _WITHOUT_REQUESTS = (httpx.BasicAuth, httpx.DigestAuth, httpx.NetRCAuth)
