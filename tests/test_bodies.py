@@ -295,6 +295,23 @@ async def test_a_request_sent_twice_never_sends_an_empty_body(flavour, clock, ma
         assert not any(request.complete for request in server.requests[1:])
 
 
+@only("iterator", "re-iterable")
+async def test_a_hand_built_request_sent_twice_sends_no_empty_body(flavour, clock, maker, kind):
+    """Whether its body begins anew is seen when it is sent: in httpx an iterator's is b"" then."""
+    with ScriptedServer() as server:
+        client = flavour.client()
+        request = httpx.Request("PUT", server.url, **kind.options(maker))
+        first = await flavour.run(client.send(request))
+        second = await flavour.outcome(client.send, request)
+    assert first.status_code == 200
+    if kind.again:
+        assert second.status_code == 200
+        check_bodies(kind, server.requests)
+    else:
+        assert isinstance(second, httpx.StreamConsumed)
+        assert not any(request.complete for request in server.requests[1:])
+
+
 # --- uploads that don't fit into the kernel's buffers ---------------------------------------------
 
 
