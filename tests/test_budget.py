@@ -469,10 +469,14 @@ async def test_an_empty_budget_is_told_in_the_exception_s_note(
     assert clock.delays == []
 
 
-async def test_successes_fill_the_budget(flavour: Flavour, clock: FakeClock) -> None:
+@pytest.mark.parametrize("asks", [False, True], ids=["tables", "should_retry"])
+async def test_successes_fill_the_budget(flavour: Flavour, clock: FakeClock, asks: bool) -> None:
     """Ten plain answers pay for one retry; a retry that succeeds pays for itself."""
     statuses = iter([503, *[200] * 10, 503, 200, 503, 503])
-    policy = RetryPolicy(budget=RetryBudget(burst=0, ratio=0.1))
+    policy = RetryPolicy(
+        budget=RetryBudget(burst=0, ratio=0.1),
+        should_retry=(lambda request, outcome: None) if asks else None,
+    )
     client = flavour.client(retry=policy, transport=transport(statuses))
     seen = [await flavour.run(client.get("http://x")) for _ in range(13)]
     assert [response.status_code for response in seen] == [503, *[200] * 11, 503]

@@ -699,6 +699,17 @@ def test_an_exception_with_a_foreign_request_is_no_trouble() -> None:
     assert one.request.extensions["retries"] == one.retries
 
 
+def test_an_exception_of_httpx_s_without_a_request_is_given_the_call_s() -> None:
+    """A hook may have raised it: the history is where it always is. Others are left alone."""
+    one, by_hand, foreign = call(), httpx.DecodingError("by hand"), KeyError()
+    assert retried(one, answer(one, 503))
+    assert not retried(one, by_hand)
+    assert by_hand.request is one.request
+    assert by_hand.request.extensions["retries"] == one.retries != ()
+    assert not retried(call(), foreign)
+    assert vars(foreign) == {}
+
+
 def test_a_success_at_once_has_no_history() -> None:
     """An empty tuple, no note and no record."""
     one = call()
