@@ -394,6 +394,17 @@ async def test_a_closed_file_ends_the_call_with_its_own_error(flavour, clock, ma
     assert not any(request.complete for request in server.requests[1:])
 
 
+@pytest.mark.flavours("asyncio", "trio")
+async def test_a_pipe_that_has_nothing_holds_no_call_up(flavour):
+    """It is read in a worker thread, which nobody can interrupt: the call goes without it."""
+    reading, writing = os.pipe()
+    with open(reading, "rb") as file, ScriptedServer() as server:
+        with open(writing, "wb"), anyio.move_on_after(0.3) as scope:
+            await flavour.run(flavour.client().put(server.url, content=file))
+        assert scope.cancelled_caught
+    assert not any(request.complete for request in server.requests)
+
+
 async def test_a_file_of_many_lines_is_read_in_large_pieces(flavour, maker):
     """Not line by line: in the async client each line would cost a change of threads."""
 
@@ -464,8 +475,9 @@ async def test_any_chunking_and_start_offset(flavour, clock, maker, chunks, offs
 @pytest.mark.parametrize("kind", [BIG_KINDS[1], BIG_KINDS[2]], ids=["file", "generator"])
 async def test_a_body_under_a_deadline_is_sent_as_without_one(flavour, clock, maker, kind):
     """Each attempt looks at its own deadline; what can be sent again is sent again."""
+    policy = RetryPolicy(backoff=lambda attempt: 40.0, total_timeout=200, attempt_timeout=30)
     with ScriptedServer([answer(503), answer(503), answer()]) as server:
-        client = flavour.client(total_timeout=60, attempt_timeout=30)
+        client = flavour.client(retry=policy)
         response = await flavour.run(client.put(server.url, **kind.options(maker)))
     assert response.status_code == (200 if kind.again else 503)
     assert set(server.bodies) == {BIG}
@@ -489,6 +501,7 @@ async def test_a_body_that_an_auth_flow_reads_can_be_sent_again(flavour, clock):
             request = client.build_request("PUT", server.url, content=content)
             for _ in range(2):
                 assert (await flavour.run(client.send(request))).status_code == 200
+                assert request.content == DATA
         assert set(server.bodies) == {DATA}
         assert {one.headers["x-length"] for one in server.requests} == {str(len(DATA))}
 

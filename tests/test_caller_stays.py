@@ -394,11 +394,14 @@ async def test_a_retry_hook_may_use_up_the_time(flavour: Flavour, clock: FakeClo
 # --- attempt_timeout ------------------------------------------------------------------------------
 
 
-async def test_an_attempt_that_drips_is_given_up_and_repeated(flavour: Flavour) -> None:
+@pytest.mark.parametrize("total", [None, 5.0])
+async def test_an_attempt_that_drips_is_given_up_and_repeated(
+    flavour: Flavour, total: float | None
+) -> None:
     """With total_timeout alone the replica that drips would use up all the time."""
     step = drip(message(200, bytes(999)), 0.05)
     with ScriptedServer([step, hang(), answer()]) as server:
-        client = flavour.client(retry=AT_ONCE, attempt_timeout=0.25, total_timeout=5)
+        client = flavour.client(retry=AT_ONCE, attempt_timeout=0.25, total_timeout=total)
         response = await flavour.run(client.get(server.url))
     assert response.text == "ok"
     failed = response.extensions["retries"]

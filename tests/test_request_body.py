@@ -11,13 +11,15 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from conftest import Flavour
+from conftest import FakeClock, Flavour
 from streams import AsyncOnly, Bare, Both, SyncOnly, Unseekable, at
 
+from httpx_production._deadline import Deadline
 from httpx_production._request_body import (
     AsyncBody,
     DualBody,
     SyncBody,
+    bound_body,
     make_replayable,
     rewind_function,
     seek_position,
@@ -85,6 +87,26 @@ async def test_a_body_is_rewound_before_each_repetition(stream: Any, flavour: Fl
         assert request.stream.replayable
         assert await sent(request.stream) == b"abc"
         assert len(rewound) == times
+
+
+@pytest.mark.anyio
+@pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")  # that of the test's stream
+@pytest.mark.parametrize("stream", [SyncOnly(), AsyncOnly()], ids=["sync", "async"])
+async def test_no_piece_of_a_body_is_sent_after_the_deadline(
+    stream: Any, flavour: Flavour, clock: FakeClock
+) -> None:
+    """Each piece came in time; all together did not. The next attempt's deadline is its own."""
+    request = httpx.Request("PUT", URL, stream=stream)
+    bound_body(request, Deadline({}, clock.now + 2.0, 2.0))
+    pieces: Any = request.stream
+    is_sync = isinstance(pieces, httpx.SyncByteStream)
+    pieces = iter(pieces) if is_sync else aiter(pieces)
+    assert (next(pieces) if is_sync else await anext(pieces)) == b"ab"
+    clock.advance(3.0)
+    with pytest.raises(httpx.WriteTimeout, match="did not end in time"):
+        next(pieces) if is_sync else await anext(pieces)
+    bound_body(request, Deadline({}, clock.now + 2.0, 2.0))
+    assert await sent(request.stream) == b"abc"
 
 
 def failing(exc: Exception) -> Callable[[], int]:

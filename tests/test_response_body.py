@@ -8,8 +8,10 @@ Subject: `_response_body.py`.
 import gzip
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator
+from time import monotonic
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 from conftest import FakeClock, Flavour
@@ -170,15 +172,42 @@ async def test_a_deadline_is_lifted_when_its_response_is_closed(
     assert (deadline.get("read"), deadline["read"]) == (3.0, 3.0)
 
 
-def test_a_body_that_goes_on_beyond_the_deadline_is_ended(clock: FakeClock) -> None:
+@pytest.mark.anyio
+@pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")  # that of the test's stream
+@pytest.mark.parametrize("stream", [SyncOnly(), AsyncOnly()], ids=["sync", "async"])
+async def test_a_body_that_goes_on_beyond_the_deadline_is_ended(
+    stream: Any, flavour: Flavour, clock: FakeClock
+) -> None:
     """Each chunk came in time; all together did not."""
-    late = response()
+    late = response(stream)
     bound_stream(late, Deadline({}, clock.now + 2.0, 2.0), cancels=False)
-    chunks = iter(late.stream)  # type: ignore[arg-type]
-    assert next(chunks) == b"ab"
+    is_sync = isinstance(stream, httpx.SyncByteStream)
+    chunks: Any = late.iter_raw() if is_sync else late.aiter_raw()
+    assert (next(chunks) if is_sync else await anext(chunks)) == b"ab"
     clock.advance(3.0)
     with pytest.raises(httpx.ReadTimeout, match="did not end in time"):
-        next(chunks)
+        next(chunks) if is_sync else await anext(chunks)
+
+
+class Silent(AsyncOnly):
+    """Its second chunk never comes, and no timeout ends the wait."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield b"ab"
+        await anyio.sleep_forever()
+
+
+@pytest.mark.anyio
+@pytest.mark.flavours("asyncio", "trio")
+async def test_a_body_that_stops_is_not_waited_for(flavour: Flavour) -> None:
+    """Of a transport that knows no timeouts, neither by its reader nor when it is discarded."""
+    late = response(Silent())
+    bound_stream(late, Deadline({}, monotonic() + 0.1, 0.1), cancels=True)
+    with pytest.raises(httpx.ReadTimeout, match="did not end in time"):
+        await late.aread()
+    failed = response(Silent())
+    await adiscard(failed)
+    assert failed.is_closed
 
 
 @pytest.mark.parametrize("limit", [None, 0.1, 5.0])

@@ -455,14 +455,17 @@ async def test_a_failed_attempt_tells_what_happened(flavour: Flavour, clock: Fak
         one.delay = 0.0
 
 
-async def test_request_hooks_see_the_attempt(flavour: Flavour, clock: FakeClock) -> None:
+@pytest.mark.parametrize("total", [None, 60.0])
+async def test_request_hooks_see_the_attempt(
+    flavour: Flavour, clock: FakeClock, total: float | None
+) -> None:
     """For tracing: OpenTelemetry's resend count, and what failed so far."""
     seen = []
 
     def look(request: httpx.Request) -> None:
         seen.append((request.extensions["attempt"], len(request.extensions["retries"])))
 
-    client = flavour.client(event_hooks={"request": [flavour.hook(look)]})
+    client = flavour.client(event_hooks={"request": [flavour.hook(look)]}, total_timeout=total)
     with ScriptedServer([answer(503), fin()]) as server:
         response = await flavour.run(client.get(server.url))
         assert seen == [(0, 0), (1, 1), (2, 2)]
