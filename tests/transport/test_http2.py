@@ -142,12 +142,17 @@ async def test_a_reset_is_an_error_and_a_get_is_retried(flavour: Flavour, clock:
         assert reasons == ["RemoteProtocolError"] * 2
 
 
-async def test_no_error_after_a_complete_answer_is_no_error(flavour: Flavour) -> None:
-    """A server that answers before it has read the upload resets it with NO_ERROR."""
+@pytest.mark.parametrize("end", [True, False])
+async def test_no_error_after_a_complete_answer_is_no_error(flavour: Flavour, end: bool) -> None:
+    """A server that answers before it has read the upload resets it with NO_ERROR.
+
+    node ends with it what it has sent in full, in place of END_STREAM.
+    """
 
     def script(peer: Peer) -> None:
         stream = peer.request()
-        peer.send(peer.head(stream, status=413), peer.data(stream, b"too large", end=True))
+        head = peer.head(stream, ("content-length", "9"), status=413)
+        peer.send(head, peer.data(stream, b"too large", end=end))
         peer.reset(stream, NO_ERROR)
         peer.rest()
 

@@ -393,6 +393,7 @@ def test_a_reset_after_the_end_means_nothing() -> None:
             DataFrame(stream.id, b"no", flags=frames),
             RstStreamFrame(stream.id, error_code=ErrorCodes.NO_ERROR),
         )
+        assert stream.is_finished()
         assert (stream.take(), stream.take()) == (b"no", None)
 
 
@@ -578,6 +579,42 @@ def test_nothing_is_said_about_what_the_server_does_not_know() -> None:
     peers.protocol.finish(known)
     assert peers.protocol.state.data_to_send() == b""
     assert peers.protocol.streams == {}
+
+
+def test_the_last_stream_that_a_goaway_includes_can_be_given_up() -> None:
+    """The server is at work on it, and told that nobody wants the answer."""
+    peers = Peers()
+    last, above = peers.begin(), peers.begin()
+    peers.frames(GoAwayFrame(0, last_stream_id=last.id))
+    for stream in (above, last):
+        peers.protocol.finish(stream)
+    peers.deliver()
+    assert peers.resets() == [(last.id, ErrorCodes.CANCEL)]
+
+
+def test_the_room_of_a_stream_that_has_gone_is_there_for_others() -> None:
+    """As much as its window had grown, and no more: what may lie unread stays bounded."""
+    peers = Peers()
+    for _ in range(3):
+        stream = peers.begin()
+        for _ in range(20):
+            peers.protocol.acknowledge(stream, stream.window // 4)
+        assert stream.window == STREAM_WINDOW + SPARE_WINDOW
+        peers.protocol.finish(stream)
+        peers.deliver()
+
+
+def test_what_was_taken_is_given_back_once() -> None:
+    """Or the server could send without end what nobody reads."""
+    peers = Peers()
+    stream = peers.begin()
+    given = 0
+    for _ in range(8):
+        peers.protocol.acknowledge(stream, STREAM_WINDOW // 8)
+        given += STREAM_WINDOW // 8
+    peers.deliver()
+    grown = stream.window - STREAM_WINDOW
+    assert peers.granted(stream.id) == given + grown - stream.unacknowledged
 
 
 # --- windows ----------------------------------------------------------------------------------
