@@ -34,7 +34,13 @@ from servers import (
 )
 
 from httpx_production import RetryPolicy
-from httpx_production._deadline import Deadline, LiveTimeout, TimedAuth, current_value
+from httpx_production._deadline import (
+    Deadline,
+    LiveTimeout,
+    TimedAuth,
+    current_value,
+    deadline_of_attempt,
+)
 
 pytestmark = [
     pytest.mark.anyio,
@@ -149,6 +155,17 @@ async def test_what_ignores_its_timeouts_is_cancelled(
         await anyio.sleep(9.0)
     assert given == pytest.approx([2.05, 0.05])
     assert caught.value.__notes__ == ["total_timeout of 2 s ran out"]
+
+
+def test_an_attempt_does_not_outlast_its_call(clock: FakeClock) -> None:
+    """The nearer one of both deadlines binds, and is named."""
+    of_call = Deadline({"read": 9.0}, clock.now + 5.0, 5.0)
+    for attempt_timeout in (None, 6.0):
+        assert deadline_of_attempt(of_call, attempt_timeout) is of_call
+    nearer = deadline_of_attempt(of_call, 4.0)
+    assert (nearer.left, nearer.setting, dict(nearer)) == (4.0, "attempt_timeout", dict(of_call))
+    clock.advance(2.0)
+    assert deadline_of_attempt(of_call, 4.0) is of_call
 
 
 class TokenFlow(httpx.Auth):
