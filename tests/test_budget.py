@@ -151,6 +151,29 @@ def test_a_refund_within_the_window_counts_where_its_token_was_taken() -> None:
     assert granted(budget) == 1
 
 
+def test_a_refund_lasts_as_long_as_its_token_would_have() -> None:
+    """Also where the window had begun before the token was taken."""
+    clock = Clock()
+    budget = RetryBudget(burst=1, ratio=0, window=60, clock=clock)
+    budget.deposit(HERE, refund=None)
+    clock.now += 30
+    budget.deposit(HERE, refund=budget.withdraw(HERE))
+    clock.now += 30
+    assert granted(budget) == 1
+
+
+def test_an_origin_that_was_busy_of_late_is_not_forgotten() -> None:
+    """However long ago its window began."""
+    clock = Clock()
+    budget = RetryBudget(burst=1, ratio=0, window=60, clock=clock)
+    budget.deposit(HERE, refund=None)
+    clock.now += 50
+    assert budget.withdraw(HERE)
+    clock.now += 15
+    budget.deposit(THERE, refund=None)
+    assert not budget.withdraw(HERE)
+
+
 def test_a_refund_for_an_origin_that_was_forgotten_adds_nothing() -> None:
     """Another origin's first request has dropped it meanwhile."""
     clock = Clock()

@@ -524,8 +524,11 @@ def test_a_response_that_was_given_up_is_final_though_its_body_breaks(
     one = call(**limits)
     assert not retried(one, answer(one, 503, Retry_After="7"))
     told = len(records)
-    assert not retried(one, httpx.ReadError("while the 503 was read"))
+    broken = httpx.ReadError("while the 503 was read")
+    assert not retried(one, broken)
     assert len(records) == told
+    assert notes(broken) == [record.getMessage() for record in records[-1:]]
+    assert broken.request is one.request
 
 
 def test_a_good_response_whose_body_breaks_is_retried() -> None:
