@@ -8,6 +8,7 @@ import gzip
 import io
 import logging
 import ssl
+import threading
 import time
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator
@@ -332,7 +333,7 @@ async def test_an_upload_without_end_ends_at_the_deadline(
         body = endless(pause) if flavour.sync else aendless(pause)
         started = time.monotonic()
         exc = await flavour.outcome(client.put, server.url, content=body)
-        assert time.monotonic() - started < TOTAL + 0.3
+        assert time.monotonic() - started < TOTAL + 1.5
     assert isinstance(exc, httpx.TimeoutException)
     assert any("total_timeout of 0.3 s ran out" in note for note in exc.__notes__)
 
@@ -342,7 +343,7 @@ async def test_a_body_that_never_comes_is_cancelled(flavour: Flavour) -> None:
     """The caller's own generator waits; its WriteTimeout names the deadline."""
     with ScriptedServer([Step(read=1 << 40)]) as server:
         client = flavour.client(total_timeout=TOTAL)
-        with anyio.fail_after(TOTAL + 0.5):
+        with anyio.fail_after(TOTAL + 1.5):
             exc = await flavour.outcome(client.put, server.url, content=aendless(60))
     assert isinstance(exc, httpx.WriteTimeout)
 
@@ -361,7 +362,7 @@ async def test_fast_redirects_with_slow_hooks_end_at_the_deadline(flavour: Flavo
         client = flavour.client(total_timeout=TOTAL, event_hooks=hooks, follow_redirects=True)
         started = time.monotonic()
         exc = await flavour.outcome(client.get, server.url)
-        assert time.monotonic() - started < TOTAL + 0.3
+        assert time.monotonic() - started < TOTAL + 1.5
     assert isinstance(exc, httpx.TimeoutException)
     assert len(server.requests) <= 3
 
@@ -496,26 +497,25 @@ async def test_a_file_is_sent_in_chunks_where_the_caller_says_so(flavour: Flavou
 async def test_reading_a_file_does_not_block_the_loop(flavour: Flavour) -> None:
     """Nor does that of a multipart form."""
 
+    turned = threading.Event()
+
     class Slow(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:
-            time.sleep(0.1)
+            turned.clear()
+            assert turned.wait(10), "the loop stood still"
             return super().read(size)
 
-    ticks = 0
-
-    async def tick() -> None:
-        nonlocal ticks
+    async def turn() -> None:
         while True:
+            turned.set()
             await asyncio.sleep(0.01)
-            ticks += 1
 
     with ScriptedServer() as server:
         client = flavour.client()
-        task = asyncio.create_task(tick())
+        task = asyncio.create_task(turn())
         await client.put(server.url, content=Slow(b"abc"))
         await client.post(server.url, files={"f": Slow(b"abc")}, data={"a": "b"})
         task.cancel()
-    assert ticks > 20
     assert server.bodies[0] == b"abc"
     assert server.bodies[1].count(b"\r\nabc\r\n") == 1  # a boundary is random
 

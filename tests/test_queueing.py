@@ -79,7 +79,7 @@ async def test_total_timeout_bounds_queueing_without_a_pool_timeout(flavour: Fla
             started = time.monotonic()
             changes = {"retry": {"total_timeout": 0.4}}
             exc = await flavour.outcome(client.get, server.url, extensions=changes)
-            assert 0.3 < time.monotonic() - started < 0.4 + 1
+            assert 0.3 < time.monotonic() - started < 0.4 + 1.5
     assert isinstance(exc, httpx.PoolTimeout)
     assert "total_timeout of 0.4 s ran out" in exc.__notes__
 

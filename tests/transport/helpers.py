@@ -135,7 +135,7 @@ options = dict(verify=context, trust_env=False, max_attempts=1)
 """
 
 
-def run_program(text: str, url: str, ca: Path, limit: float = 8.0) -> str:
+def run_program(text: str, url: str, ca: Path, limit: float = 14.0) -> str:
     """What a program prints, in a process of its own that ends after `limit` seconds."""
     program = PROGRAM.format(limit=limit) + textwrap.dedent(text)
     result = subprocess.run(
