@@ -459,12 +459,15 @@ async def test_an_idle_connection_that_was_closed_is_not_used(flavour: Flavour) 
         assert (await flavour.run(client.post(f"{server.url}/next"))).text == "/next"
 
 
-async def test_what_was_said_before_the_leave_does_not_hide_it(flavour: Flavour) -> None:
-    """A server that asks whether an idle client is there, ten times, and then goes."""
+@pytest.mark.parametrize("pings", [10, _http2.MOST_PIECES + 10])
+async def test_what_was_said_before_the_leave_does_not_hide_it(
+    flavour: Flavour, pings: int
+) -> None:
+    """A server that asks whether an idle client is there, time and again, and then goes."""
 
     def script(peer: Peer) -> None:
         peer.answer(peer.request())
-        for _ in range(10):
+        for _ in range(pings):
             peer.send(PingFrame(0, opaque_data=b"12345678"))  # each in a TLS record of its own
         peer.end()
         closed.set()

@@ -28,7 +28,7 @@ from ._runtime import Runtime, Turn
 logger = logging.getLogger(f"{httpcore.__name__}.http2")
 
 READ_SIZE = 16 * 1024  # bytes at a time: some 1,800 of the smallest frames
-MOST_PIECES = 64  # that a connection without requests is read for; over TLS, records
+MOST_PIECES = 256  # that an idle connection is read for before it is used; over TLS, records
 MOST_UNSENT = 2**18  # bytes: a server that doesn't read isn't listened to, it wants answers
 LISTEN_AT_MOST = 0.05  # seconds to wait for the server's bytes, while ours are not all on their way
 
@@ -381,7 +381,10 @@ class HTTP2Connection:
         return data
 
     def _catch_up(self) -> None:
-        """Take in what arrived while nobody was there: a server's leave comes last of all."""
+        """Take in what arrived while nobody was there: a server's leave comes last of all.
+
+        Where that does not come to an end, no request begins here: it might be lost to the leave.
+        """
         for _ in range(MOST_PIECES):
             if not self._receive_now():
                 return
