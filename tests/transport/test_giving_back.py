@@ -35,7 +35,7 @@ from helpers import (
 from hyperframe.frame import HeadersFrame, RstStreamFrame
 from servers import Received, ScriptedServer, Step, answer, chunked, full_backlog, write_ca
 
-from httpx_production.transport import _sockets
+from httpx_production.transport import _http2_protocol, _sockets
 
 pytestmark = [
     pytest.mark.anyio,
@@ -587,6 +587,42 @@ async def test_ctrl_c_while_an_answer_is_taken_in_over_http2(flavour: Flavour, s
         assert len(server.peers) == 2
         assert in_use(client) == (0, 0)
         await flavour.close(client)
+
+
+@SYNC
+@pytest.mark.parametrize("step", ["taken from h2", "sent by TLS"])
+async def test_ctrl_c_on_the_way_to_the_socket_over_http2(flavour: Flavour, step: str) -> None:
+    """A frame that is lost, a TLS record that is sent twice: the server can't go on with either."""
+
+    def take(self: Any) -> bytes:
+        data: bytes = original(self)
+        if armed and data:
+            armed.clear()
+            raise KeyboardInterrupt
+        return data
+
+    def send(self: Any, data: Any) -> Any:
+        if not armed:
+            return original(self, data)
+        if armed.pop():  # full
+            return 0
+        original(self, data)
+        raise KeyboardInterrupt
+
+    owner: Any = _http2_protocol.HTTP2Protocol if step == "taken from h2" else _sockets.SocketIO
+    name, spy = ("data_to_send", take) if step == "taken from h2" else ("send", send)
+    original, armed = getattr(owner, name), list[bool]()
+    with H2Peer(h2_parts) as server, pytest.MonkeyPatch.context() as patch:
+        client = one_attempt(flavour)
+        assert client.get(f"{server.url}/x").text == "/x"
+        patch.setattr(owner, name, spy)
+        armed += [False, True, True]
+        with pytest.raises(KeyboardInterrupt):
+            client.get(f"{server.url}/y")
+        gc.collect()
+        assert client.get(f"{server.url}/z").text == "/z"
+        assert len(server.peers) == 2
+        assert in_use(client) == (0, 0)
 
 
 UPLOAD_SYNC = """

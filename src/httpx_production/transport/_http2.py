@@ -388,19 +388,18 @@ class HTTP2Connection:
         for _ in range(MOST_PIECES):
             if not self._receive_now():
                 return
+        self._protocol.retired = True
 
     def _flush_now(self) -> bool:
         """Hand what is in line to the socket, without waiting; False when some of it is left."""
         if self._protocol.whole.is_torn():
             return True  # by Ctrl-C: what has gone already, and what has not, nobody knows
-        self._unsent += self._protocol.data_to_send()
-        if self._protocol.error is not None or self._write_failed:
-            self._unsent = b""
-            return True
         try:
-            if not self._unsent:
-                return self._io.flush()
             with self._protocol.whole:
+                self._unsent += self._protocol.data_to_send()
+                if self._protocol.error is not None or self._write_failed:
+                    self._unsent = b""
+                    return True
                 while self._unsent and (sent := self._io.send(self._unsent)):
                     self._unsent = self._unsent[sent:]
                 return self._io.flush() and not self._unsent
