@@ -101,6 +101,24 @@ async def test_head_and_bodiless_answers_are_complete(flavour: Flavour) -> None:
         assert (await flavour.run(client.get(server.url))).status_code == 304
 
 
+async def test_a_frame_that_comes_slowly_is_waited_for(flavour: Flavour) -> None:
+    """The whole of it takes longer than read_timeout, no part of it does."""
+
+    def script(peer: Peer) -> None:
+        stream = peer.request()
+        frame = peer.data(stream, bytes(7000), end=True).serialize()
+        peer.send(peer.head(stream))
+        for start in range(0, len(frame), 1000):
+            peer.raw(frame[start : start + 1000])
+            time.sleep(0.25)
+        peer.rest()
+
+    with H2Peer(script) as server:
+        client = one_attempt(flavour, read_timeout=1.2)
+        with within(8.0, at_least=1.5):
+            assert (await flavour.run(client.get(server.url))).content == bytes(7000)
+
+
 # --- GOAWAY -----------------------------------------------------------------------------------
 
 

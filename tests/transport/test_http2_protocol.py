@@ -698,3 +698,14 @@ def test_news_of_the_windows_concerns_those_who_may_wait_for_them() -> None:
         change()
         assert list(peers.protocol.receive(peers.server.data_to_send())) == concerned
     assert peers.protocol.capacity == 5
+
+
+@pytest.mark.parametrize("size", [8, 9, 500])
+def test_half_a_frame_keeps_its_own_stream_s_wait_alive(size: int) -> None:
+    """As over HTTP/1.1, where each byte does; its head, of 9, says whose it is."""
+    peers = Peers()
+    one, other = peers.begin(), peers.begin()
+    began = peers.protocol.heard
+    peers.protocol.receive(DataFrame(one.id, bytes(1000)).serialize()[:size])
+    assert (peers.protocol.heard_for(one)() > began) is (size >= 9)
+    assert peers.protocol.heard_for(other)() <= began

@@ -83,6 +83,12 @@ class TolerantH2(h2.connection.H2Connection):
             self.reset_stream(frame.stream_id, ErrorCodes.PROTOCOL_ERROR)
             return [], []
 
+    def half_received(self) -> int:
+        """Return the stream of a frame whose rest has not come yet; 0: of none."""
+        buffer = vars(self.incoming_buffer)
+        data: bytes = buffer.get("_data") or buffer.get("data", b"")  # before h2 4.3
+        return int.from_bytes(data[5:9]) & 0x7FFF_FFFF if len(data) >= 9 else 0
+
 
 def _settings() -> h2.settings.Settings:
     codes = h2.settings.SettingCodes
@@ -178,8 +184,8 @@ class HTTP2Protocol:
     def heard_for(self, stream: HTTP2Stream) -> Callable[[], float]:
         """Return what tells when the server last said something that keeps a wait alive.
 
-        That is an interim response on this stream, or a PING. (In httpcore it is whatever arrives,
-        so that on a busy connection a stream never times out.)
+        That is an interim response or part of a frame on this stream, or a PING. (In httpcore it is
+        whatever arrives, so that on a busy connection a stream never times out.)
         """
         return lambda: max(stream.heard, self._pinged)
 
@@ -255,6 +261,8 @@ class HTTP2Protocol:
                 self._fail_malformed(concerned)
                 self._heed_goaway(concerned)
                 self._open_windows(concerned)
+                if (begun := self.streams.get(self.state.half_received())) is not None:
+                    begun.heard = self.heard
         except httpcore.LocalProtocolError as exc:  # what h2 says of what it was sent
             raise httpcore.RemoteProtocolError(str(exc)) from exc
         return concerned

@@ -47,7 +47,7 @@ class HTTP2Stream:
         self.window = STREAM_WINDOW
         self.unacknowledged = 0  # bytes that were taken, or were padding
         self.ended = False
-        self.heard = 0.0  # when the last interim response came
+        self.heard = 0.0  # when an interim response, or part of a frame, last came
         self.error: Exception | None = None
         self.event: Event | None = None  # while it waits for another one who reads, or writes
 
