@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -12,7 +13,7 @@ import httpx
 import pytest
 import trio
 from conftest import Flavour
-from h2_peer import CANCEL, H2Peer, Peer, serve
+from h2_peer import CANCEL, Gone, H2Peer, Peer, serve
 from helpers import (
     ASYNC,
     PROMPT,
@@ -24,7 +25,14 @@ from helpers import (
     until,
     within,
 )
-from hyperframe.frame import DataFrame, ExtensionFrame, HeadersFrame, RstStreamFrame
+from hyperframe.frame import (
+    DataFrame,
+    ExtensionFrame,
+    HeadersFrame,
+    RstStreamFrame,
+    WindowUpdateFrame,
+)
+from servers import client_context
 
 from httpx_production import RetryPolicy
 
@@ -527,6 +535,40 @@ async def test_threads_are_no_neighbours(flavour: Flavour) -> None:
         answers = await flavour.gather(lambda: client.get(server.url) for _ in range(12))
         assert [getattr(one, "status_code", one) for one in answers] == [200] * 12
         assert open_at_once == []
+
+
+@ASYNC
+@pytest.mark.parametrize("window", [2**16, 2**30])
+async def test_uploads_wait_for_each_other(flavour: Flavour, window: int) -> None:
+    """On a slow line all of them take longer than write_timeout: as long as it moves, they wait."""
+
+    def script(peer: Peer) -> None:
+        peer.send(WindowUpdateFrame(0, window_increment=window))
+        with contextlib.suppress(Gone):
+            while True:
+                frame = peer.read()
+                if isinstance(frame, DataFrame):
+                    time.sleep(len(frame.data) / 500_000)
+                    if frame.data:
+                        peer.send(WindowUpdateFrame(0, window_increment=len(frame.data)))
+                if "END_STREAM" in frame.flags:
+                    peer.echo(frame.stream_id)
+
+    sizes = [(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**16)]
+    with H2Peer(script, settings=WIDE) as server:
+        server._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**15)
+        client = flavour.plain(
+            transport=flavour.transport(verify=client_context(), http2=True, socket_options=sizes),
+            timeout=httpx.Timeout(8, write=1.0),
+        )
+        assert (await flavour.run(client.get(f"{server.url}/first"))).text == "/first"
+        with within(30, at_least=2):
+            answers = await flavour.gather(
+                lambda n=number: client.post(f"{server.url}/{n}", content=bytes(2**16))
+                for number in range(24)
+            )
+        assert [getattr(one, "text", one) for one in answers] == [f"/{n}" for n in range(24)]
+        assert len(server.peers) == 1
 
 
 @pytest.mark.flavours("sync")

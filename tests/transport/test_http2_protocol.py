@@ -273,6 +273,19 @@ def test_h2_has_the_last_word_on_a_stream(
     assert peers.protocol.streams == {}
 
 
+@pytest.mark.parametrize(
+    ("window", "is_held_up"), [(0, False), (50_000, False), (65_535, False), (100_000, True)]
+)
+def test_a_body_is_held_up_by_the_window_that_all_share(window: int, is_held_up: bool) -> None:
+    """Not where its own is used up, too: then the server doesn't want it, whoever else sends."""
+    peers = Peers(INITIAL_WINDOW_SIZE=window)
+    stream = peers.begin("POST", headers=UPLOAD)
+    rest = memoryview(bytes(65_535))
+    while rest and peers.protocol.window(stream):
+        rest = peers.protocol.send(stream, rest)
+    assert peers.protocol.is_held_up(stream) is is_held_up
+
+
 # --- responses --------------------------------------------------------------------------------
 
 

@@ -30,6 +30,7 @@ logger = logging.getLogger(f"{httpcore.__name__}.http2")
 READ_SIZE = 16 * 1024  # bytes at a time: some 1,800 of the smallest frames
 MOST_PIECES = 256  # that an idle connection is read for before it is used; over TLS, records
 MOST_UNSENT = 2**18  # bytes: a server that doesn't read isn't listened to, it wants answers
+PROGRESS = 2**14  # bytes, a frame's, that may take a whole write_timeout, as in httpcore
 LISTEN_AT_MOST = 0.05  # seconds to wait for the server's bytes, while ours are not all on their way
 
 
@@ -122,6 +123,7 @@ class HTTP2Connection:
         self._unsent = b""
         self._turn = Turn()
         self._write_failed = False
+        self._noted, self._noted_at = 0, 0.0  # how many bytes had been sent, and when
         self._has_more = False  # perhaps within TLS, where waiting for the socket doesn't see it
         self._reading = Role(self._wait_readable, self._io.runtime)
         self._writing = Role(self._wait_writable, self._io.runtime)
@@ -306,7 +308,7 @@ class HTTP2Connection:
         clock: Clock | None = None
         try:
             while not (ready() and stream.has_time(phase)):
-                clock = clock or Clock(stream.timeout(phase), self._protocol.heard_for(stream))
+                clock = clock or Clock(stream.timeout(phase), self._news_for(stream, phase))
                 if not await self._wait(self._reading, stream, clock, phase):
                     return
         finally:
@@ -317,11 +319,28 @@ class HTTP2Connection:
         clock: Clock | None = None
         try:
             while not self._flush_now() and not stream.is_finished():
-                clock = clock or Clock(stream.timeout("write"), lambda: 0.0)
+                clock = clock or Clock(stream.timeout("write"), self._last_sent)
                 if not await self._wait(self._writing, stream, clock, "write"):
                     return
         finally:
             self._hand_over()
+
+    def _news_for(self, stream: HTTP2Stream, phase: str) -> Callable[[], float]:
+        heard = self._protocol.heard_for(stream)
+        if phase == "read":
+            return heard
+        is_held_up = self._protocol.is_held_up
+        return lambda: max(heard(), self._last_sent() if is_held_up(stream) else 0.0)
+
+    def _last_sent(self) -> float:
+        """Return when the socket last took something worth mention; noted as it is asked.
+
+        A body has to wait behind those of others: that may take longer than one write_timeout.
+        """
+        sent = self._io.base.sent
+        if sent - self._noted >= PROGRESS:
+            self._noted, self._noted_at = sent, monotonic()
+        return self._noted_at
 
     def _hand_over(self) -> None:
         self._reading.hand_over()
@@ -402,6 +421,7 @@ class HTTP2Connection:
                     return True
                 while self._unsent and (sent := self._io.send(self._unsent)):
                     self._unsent = self._unsent[sent:]
+                    self._last_sent()  # notes it
                 return self._io.flush() and not self._unsent
         except OSError:
             # What the server has said before it went, GOAWAY above all, is still to be read; the

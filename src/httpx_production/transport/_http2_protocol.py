@@ -233,6 +233,12 @@ class HTTP2Protocol:
         """Return how many bytes of the body the server lets come."""
         return 0 if stream.is_finished() else self.state.local_flow_control_window(stream.id)
 
+    def is_held_up(self, stream: HTTP2Stream) -> bool:
+        """Tell whether a body waits for the others: all it lacks is the window that they share."""
+        mine = self.state.streams.get(stream.id)
+        window = 0 if mine is None else mine.outbound_flow_control_window
+        return window > 0 >= self.state.outbound_flow_control_window
+
     def send(self, stream: HTTP2Stream, data: memoryview) -> memoryview:
         """Put a piece of the body in line, as large as may be; return the rest."""
         size = min(len(data), self.window(stream), BATCH)

@@ -31,6 +31,7 @@ class SocketIO:
         self.socket = sock
         self.runtime = runtime
         self.closed = False
+        self.sent = 0  # bytes, in all
         self._reads: set[Any] = set()
         self._writes: set[Any] = set()
         _sockets.add(self)
@@ -52,9 +53,11 @@ class SocketIO:
     def send(self, data: bytes | memoryview) -> int:
         """Send what can be sent at once; return how many bytes that were."""
         try:
-            return self.socket.send(data)
+            sent = self.socket.send(data)
         except (BlockingIOError, InterruptedError):
             return 0
+        self.sent += sent
+        return sent
 
     def flush(self) -> bool:
         """Tell whether all that was taken has gone to the socket: here always."""
