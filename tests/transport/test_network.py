@@ -420,6 +420,37 @@ async def test_the_end_of_a_connection_is_an_empty_read(
         await flavour.close(stream)
 
 
+def say_goodbye(connection: Any) -> None:
+    """TLS's own, and TCP stays open: a server that lingers."""
+    connection.open = False
+    connection.sock.setblocking(False)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        connection.sock.unwrap()  # which asks for the client's
+    connection.hang()
+
+
+async def test_the_end_of_tls_is_told_as_often_as_asked(flavour: Flavour) -> None:
+    """Though the socket has nothing more to say."""
+    with ScriptedServer([Step(send=(b"a",), then=say_goodbye)], tls=True) as server:
+        stream = await connected(flavour, server.url, tls=True)
+        await flavour.run(stream.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", timeout=5))
+        assert await flavour.run(stream.read(9, timeout=5)) == b"a"
+        for _ in range(2):
+            assert await flavour.run(stream.read(9, timeout=5)) == b""
+        assert stream.get_extra_info("is_readable")
+        await flavour.close(stream)
+
+
+async def test_a_connection_whose_tls_has_ended_is_not_used(flavour: Flavour) -> None:
+    """After a body without a length: its end is the connection's, too. A POST was lost to it."""
+    body = b"HTTP/1.1 200 OK\r\n\r\nbody"
+    with ScriptedServer([Step(send=(body,), then=say_goodbye), echo], tls=True) as server:
+        client = one_attempt(flavour)
+        assert (await flavour.run(client.get(server.url))).content == b"body"
+        assert (await flavour.run(client.post(f"{server.url}/x", content=b"x"))).status_code == 200
+        assert server.connections == 2
+
+
 @pytest.mark.parametrize("tls", [False, True])
 async def test_closing_ends_a_read_without_a_limit(flavour: Flavour, tls: bool) -> None:
     """At once, with an exception or as the end; the descriptor is given up when it is not used."""

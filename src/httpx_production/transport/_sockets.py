@@ -145,16 +145,18 @@ class TLSIO:
             is_empty = not (self._ended or self._incoming.pending or self.object.pending())
             while not is_empty or self._feed():
                 try:
-                    return self.object.read(size)
+                    data = self.object.read(size)
                 except ssl.SSLWantReadError:
                     is_empty = True
+                    continue
                 except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-                    self._ended = True
-                    return b""  # without a goodbye too, as in the ssl module's own sockets
+                    data = b""  # without a goodbye too, as in the ssl module's own sockets
                 finally:
                     if self._outgoing.pending:  # answers to key updates
                         with suppress(OSError):  # what was received counts; a write will say so
                             self.flush()
+                self._ended = not data
+                return data
             return None
 
     def _feed(self) -> bool:
@@ -189,8 +191,9 @@ class TLSIO:
             return self._below.flush() and not self._unsent
 
     def pending(self) -> bool:
-        """Tell whether bytes have arrived that the socket no longer has."""
-        return bool(self._incoming.pending or self.object.pending()) or self._below.pending()
+        """Tell whether bytes have arrived that the socket no longer has, or TLS's own end."""
+        here = self._ended or self._incoming.pending or self.object.pending()
+        return bool(here) or self._below.pending()
 
     async def wait(self, timeout: float | None, *, write: bool = False) -> bool:
         """Wait for the socket beneath."""
