@@ -61,4 +61,6 @@ def names_needed(pool: Any) -> Iterator[tuple[Any, str]]:
     yield getattr(core, f"{flavour}HTTP2Connection")(origin, None), HTTP2
     yield import_module("httpcore._synchronization").Lock, "__enter__"
     yield import_module("httpcore._trace").Trace, "__enter__ __aenter__"
-    yield import_module("h2.connection").H2Connection(), H2
+    state = import_module("h2.connection").H2Connection()
+    yield state, H2
+    yield state.incoming_buffer, "_data|data"
