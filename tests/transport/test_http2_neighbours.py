@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -537,6 +538,43 @@ async def test_threads_are_no_neighbours(flavour: Flavour) -> None:
         assert open_at_once == []
 
 
+def small_buffers(flavour: Flavour, server: H2Peer, **timeout: float) -> Any:
+    """A client and a server whose sockets take little."""
+    sizes = [(socket.SOL_SOCKET, name, 2**16) for name in (socket.SO_SNDBUF, socket.SO_RCVBUF)]
+    for size in sizes:
+        server._listener.setsockopt(*size)
+    transport = flavour.transport(verify=client_context(), http2=True, socket_options=sizes)
+    return flavour.plain(transport=transport, timeout=httpx.Timeout(8, **timeout))
+
+
+@ASYNC
+async def test_answers_are_read_while_uploads_stand_in_line(flavour: Flavour) -> None:
+    """A server that answers before it reads on would never do it, nor read."""
+
+    def script(peer: Peer) -> None:
+        peer.send(WindowUpdateFrame(0, window_increment=2**30))
+        peer.echo(peer.request())
+        streams = [peer.request() for _ in range(30)]
+        server.stopping.wait(0.3)  # until the uploads fill the buffers
+        for stream in streams:
+            if peer.methods[stream] == "GET":
+                peer.send(peer.head(stream), *[peer.data(stream, bytes(16_000))] * 8)
+                peer.send(peer.data(stream, b"", end=True))
+        with contextlib.suppress(Gone):
+            while True:
+                frame = peer.read()
+                if "END_STREAM" in frame.flags:
+                    peer.echo(frame.stream_id)
+
+    with H2Peer(script, settings=WIDE) as server:
+        client = small_buffers(flavour, server)
+        assert (await flavour.run(client.get(f"{server.url}/first"))).text == "/first"
+        post = partial(client.post, f"{server.url}/up", content=bytes(500_000))
+        with within(8):
+            answers = await flavour.gather([partial(client.get, server.url)] * 20 + [post] * 10)
+        assert [len(one.content) for one in answers] == [128_000] * 20 + [3] * 10
+
+
 @ASYNC
 @pytest.mark.parametrize("window", [2**16, 2**30])
 async def test_uploads_wait_for_each_other(flavour: Flavour, window: int) -> None:
@@ -554,13 +592,8 @@ async def test_uploads_wait_for_each_other(flavour: Flavour, window: int) -> Non
                 if "END_STREAM" in frame.flags:
                     peer.echo(frame.stream_id)
 
-    sizes = [(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**16)]
     with H2Peer(script, settings=WIDE) as server:
-        server._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**15)
-        client = flavour.plain(
-            transport=flavour.transport(verify=client_context(), http2=True, socket_options=sizes),
-            timeout=httpx.Timeout(8, write=1.0),
-        )
+        client = small_buffers(flavour, server, write=1.0)
         assert (await flavour.run(client.get(f"{server.url}/first"))).text == "/first"
         with within(30, at_least=2):
             answers = await flavour.gather(

@@ -261,6 +261,7 @@ class HTTP2Connection:
             self._receive_now()  # an early answer, or a GOAWAY
             if self._turn.is_over(len(rest)):
                 await self._io.runtime.checkpoint()
+            await self._flush(stream)  # what others have put in line, first
             await self._until(stream, may_send, "write")
             rest = self._protocol.send(stream, rest)
             await self._flush(stream)
