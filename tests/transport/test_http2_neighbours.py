@@ -30,6 +30,7 @@ from hyperframe.frame import (
     DataFrame,
     ExtensionFrame,
     HeadersFrame,
+    PingFrame,
     RstStreamFrame,
     WindowUpdateFrame,
 )
@@ -536,6 +537,56 @@ async def test_threads_are_no_neighbours(flavour: Flavour) -> None:
         answers = await flavour.gather(lambda: client.get(server.url) for _ in range(12))
         assert [getattr(one, "status_code", one) for one in answers] == [200] * 12
         assert open_at_once == []
+
+
+@ASYNC
+@pytest.mark.parametrize("late", [False, True])
+async def test_what_an_upload_has_taken_from_the_socket_is_read(
+    flavour: Flavour, late: bool
+) -> None:
+    """It looks for an early answer, at one TLS record; another one waits for the next.
+
+    Which may be no news, either, and no reason to give up.
+    """
+    sent, answered = threading.Event(), anyio.Event()
+
+    def script(peer: Peer) -> None:
+        reader, upload = peer.request(), peer.request()
+        peer.until(DataFrame, upload)
+        for _ in range(2 if late else 1):
+            peer.send(PingFrame(0, opaque_data=b"12345678"))
+        if not late:
+            peer.echo(reader)
+        sent.set()
+        while peer.bodies[upload] != (b"abc" if late else b"ab"):
+            peer.read()
+        if late:
+            server.stopping.wait(0.1)
+            peer.echo(reader)
+        while "END_STREAM" not in peer.until(DataFrame, upload).flags:
+            pass  # and nothing is sent
+        peer.echo(upload)
+        peer.rest()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"a"
+        assert sent.wait(5)  # in the event loop: nobody else sees that there is something
+        yield b"b"
+        if late:
+            yield b"c"
+        await answered.wait()
+
+    with H2Peer(script) as server:
+        client = one_attempt(flavour)
+        async with Callers(flavour) as callers:
+            reader = callers.start(client.get, f"{server.url}/reader")
+            await until(lambda: len(server.requests) == 1)
+            upload = callers.start(client.post, f"{server.url}/upload", content=body())
+            with within(PROMPT):
+                (answer,) = await finished(reader)
+            answered.set()
+            (posted,) = await finished(upload)
+        assert (answer.text, posted.text) == ("/reader", "/upload")
 
 
 def small_buffers(flavour: Flavour, server: H2Peer, **timeout: float) -> Any:

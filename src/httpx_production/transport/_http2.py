@@ -368,14 +368,14 @@ class HTTP2Connection:
 
     async def _wait_readable(self, limit: float | None) -> bool:
         try:
-            if self._has_more:
-                readable = True
+            if readable := self._has_more:
                 await self._io.runtime.checkpoint()
             else:
-                readable = await self._io.wait(limit)
+                readable = await self._io.wait(limit) or self._has_more
         except (OSError, ValueError) as exc:
             self._fail(exc)
             return True
+        self._has_more = False  # only here: an upload's look must not hide it from who waits
         self._receive_now()
         return readable
 
@@ -388,14 +388,16 @@ class HTTP2Connection:
 
     def _receive_now(self) -> bytes | None:
         """Take in what has arrived, without waiting: one piece, so that others get their turn."""
-        self._has_more, data = False, None
+        data = None
         try:
             with self._protocol.whole:  # what was taken from the socket must get where it belongs
                 data = self._io.receive(READ_SIZE)
                 concerned = () if data is None else self._protocol.receive(data)
             if data is not None:
                 self._wake(concerned)
-                self._has_more = len(data) == READ_SIZE or self._io.pending()
+                if len(data) == READ_SIZE or self._io.pending():
+                    self._has_more = True
+                    self._io.base.interrupt()  # who waits for the socket, which won't show it
         except Exception as exc:
             self._fail(exc)
         return data
