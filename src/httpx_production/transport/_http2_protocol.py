@@ -85,8 +85,8 @@ class TolerantH2(h2.connection.H2Connection):
 
     def half_received(self) -> int:
         """Return the stream of a frame whose rest has not come yet; 0: of none."""
-        buffer = vars(self.incoming_buffer)
-        data: bytes = buffer.get("_data") or buffer.get("data", b"")  # before h2 4.3
+        buffer: Any = self.incoming_buffer
+        data: bytes = buffer._data if hasattr(buffer, "_data") else buffer.data  # before h2 4.3
         return int.from_bytes(data[5:9]) & 0x7FFF_FFFF if len(data) >= 9 else 0
 
 

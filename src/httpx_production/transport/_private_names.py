@@ -61,6 +61,5 @@ def names_needed(pool: Any) -> Iterator[tuple[Any, str]]:
     yield getattr(core, f"{flavour}HTTP2Connection")(origin, None), HTTP2
     yield import_module("httpcore._synchronization").Lock, "__enter__"
     yield import_module("httpcore._trace").Trace, "__enter__ __aenter__"
-    state = import_module("h2.connection").H2Connection()
-    yield state, H2
-    yield state.incoming_buffer, "_data|data"
+    yield import_module("h2.connection").H2Connection(), H2
+    yield import_module("h2.frame_buffer").FrameBuffer(), "_data|data __next__"
