@@ -350,6 +350,8 @@ def adorned(d: Draft) -> bytes:
     chance = d.chance
     if chance.random() < 0.3:
         d.lines += chance.sample(ODD_HEADERS, chance.randrange(1, 4))
+        if any(line.startswith(b"Content-Range") for line in d.lines):  # what is cut may be a part
+            d.wild, d.certain = True, False
     if 300 <= d.status < 400 and chance.random() < 0.5:
         onward = b"?%d" % chance.randrange(10**9)  # never the same twice: a POST may be sent there
         d.lines.append(b"Location: " + chance.choice([*LOCATIONS, *[onward] * 8]))
@@ -493,7 +495,7 @@ async def test_random_responses(flavour, seed):
             assert not isinstance(one.outcome, Exception), one
             assert one.outcome.status_code == due.status, one
     assert max(times for what, times in fuzz.targets.items() if what.startswith("POST")) == 1
-    assert sum(isinstance(one.outcome, httpx.Response) for one in asked) > ROUND / 4
+    assert sum(isinstance(one.outcome, httpx.Response) for one in asked) > ROUND / 10
 
 
 # --- random HTTP/2 --------------------------------------------------------------------------------
@@ -649,7 +651,7 @@ async def test_random_frames(flavour, seed):
     for one in asked:
         check(one, fuzz.allowed[one.path], wild=False)
         assert fuzz.posts(one.path) <= 1
-    assert sum(isinstance(one.outcome, httpx.Response) for one in asked) > ROUND / 4
+    assert sum(isinstance(one.outcome, httpx.Response) for one in asked) > ROUND / 10
 
 
 # --- any sequence of outcomes: three flavours, one story ------------------------------------------

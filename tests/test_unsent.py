@@ -179,7 +179,7 @@ async def test_what_may_have_arrived_is_not_repeated(
 ) -> None:
     """Its fate is unknown, so a POST is sent once, and no note promises more."""
     with ScriptedServer([step]) as server:
-        client = flavour.client(retry=UNSENT, read_timeout=0.2)
+        client = flavour.client(retry=UNSENT, read_timeout=1.0)
         outcome = await flavour.outcome(client.post, server.url, content=b"one")
     assert getattr(outcome, "status_code", 503) == 503
     assert len(server.requests) == 1

@@ -690,8 +690,9 @@ async def test_nothing_is_in_use_after_any_exit(flavour: Flavour, kind: str) -> 
             response = await flavour.run(client.send(request, stream=True))
             for _ in range(2):
                 await flavour.close(response)
+            limits = httpx.Timeout(5.0, read=0.1)
             with pytest.raises(httpx.ReadTimeout):
-                await flavour.run(client.get(f"{server.url}/part", timeout=0.1))
+                await flavour.run(client.get(f"{server.url}/part", timeout=limits))
             async with flavour.using(client.stream("GET", f"{server.url}/part")) as response:
                 chunks = flavour.chunks(response)
                 await anext(chunks)

@@ -7,11 +7,12 @@ Subject: `transport/_pool.py`, `transport/_pools.py`, `transport/_pooled.py`,
 import ast
 import contextlib
 import re
+import socket
 import ssl
 import sys
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ import httpx
 import pytest
 from conftest import Flavour, _outcome
 from h2_peer import H2Peer
-from helpers import SYNC, one_attempt
+from helpers import SYNC, one_attempt, until
 from servers import (
+    Connection,
+    Received,
     ScriptedServer,
     Step,
     answer,
@@ -158,13 +161,32 @@ async def test_a_connection_that_the_server_closed_is_not_used(
         assert (await flavour.run(client.post(server.url))).status_code == 200
 
 
+def together(number: int, then: Any = "keep") -> Callable[[Received], Step]:
+    """A handler that answers `/together` when so many have asked."""
+    barrier = threading.Barrier(number)
+
+    def handler(request: Received) -> Step:
+        if request.path != "/together":
+            return echo(request)
+        barrier.wait(10)
+        return answer(then=then)
+
+    return handler
+
+
 async def test_connections_that_the_server_closed_are_left_one_by_one(flavour: Flavour) -> None:
     """The pool is full of them: two POSTs, that wait for each other's, pass them all over."""
-    with ScriptedServer([answer(delay=0.05, then="fin")] * 3) as server:
+    gone: list[Connection] = []
+
+    def leave(connection: Connection) -> None:
+        connection.sock.shutdown(socket.SHUT_WR)
+        gone.append(connection)
+
+    with ScriptedServer(together(3, then=leave)) as server:
         client = one_attempt(flavour, max_connections=3)
-        await flavour.gather([lambda: client.get(server.url)] * 3)
+        await flavour.gather([lambda: client.get(server.url + "/together")] * 3)
         assert client.pool_stats() == PoolStats(3, 3, 0, 0)
-        await anyio.sleep(0.1)
+        await until(lambda: len(gone) == 3)
         outcomes = await flavour.gather([lambda: client.post(server.url)] * 2)
         assert [one.status_code for one in outcomes] == [200, 200]
         assert client.pool_stats().connections <= 2
@@ -177,9 +199,9 @@ async def test_one_kept_connection_is_looked_at(
     looks: list[HTTPConnection] = []
     look = HTTPConnection.has_expired
     monkeypatch.setattr(HTTPConnection, "has_expired", lambda one: looks.append(one) or look(one))
-    with ScriptedServer(lambda _: answer(delay=0.05)) as server:
+    with ScriptedServer(together(10)) as server:
         client = flavour.client()
-        await flavour.gather([lambda: client.get(server.url)] * 10)
+        await flavour.gather([lambda: client.get(server.url + "/together")] * 10)
         assert client.pool_stats().idle == 10
         looks.clear()
         for _ in range(5):
@@ -274,12 +296,14 @@ async def test_bytes_after_a_response_are_not_the_next_answer(
 ) -> None:
     """In the same packet or in a later one, after a body, or after what has none."""
     head = message(200 if case in ("get", "head") else int(case))
-    first = Step(send=(head, FORGED) if pause else (head + FORGED,), pause=pause)
+    said = threading.Event()
+    pieces = (head, FORGED) if pause else (head + FORGED,)
+    first = Step(send=pieces, pause=pause, then=lambda _: said.set())
     with ScriptedServer([first], tls=tls) as server:
         client = one_attempt(flavour)
         method = "HEAD" if case == "head" else "GET"
         await flavour.run(client.request(method, server.url))
-        await anyio.sleep(pause * 3)
+        await until(said.is_set)
         assert (await flavour.run(client.get(f"{server.url}/next"))).content == b"ok"
         assert server.connections == 2
 
