@@ -504,7 +504,7 @@ async def test_a_proxy_that_breaks_in_connect(flavour, clock, step):
     """A proxy that dies or stalls while it connects: the next CONNECT works."""
     with ScriptedServer([step, forward]) as proxy, ScriptedServer(tls=True) as server:
         client = flavour.client(
-            proxy=proxy.url, verify=client_context(), read_timeout=0.3, connect_timeout=0.3
+            proxy=proxy.url, verify=client_context(), read_timeout=1.5, connect_timeout=1.5
         )
         response = await flavour.run(client.get(server.url))
     assert response.text == "ok"
