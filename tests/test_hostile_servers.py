@@ -383,7 +383,7 @@ async def test_a_handshake_that_breaks_is_retried(flavour, clock, step):
 async def test_a_handshake_that_stalls_is_retried(flavour, clock):
     """connect_timeout bounds the handshake; the next connection works."""
     with ScriptedServer([hang(read="nothing")], tls=True) as server:
-        client = flavour.client(verify=client_context(), connect_timeout=0.2)
+        client = flavour.client(verify=client_context(), connect_timeout=1.5)
         response = await flavour.run(client.get(server.url))
     assert [f.reason for f in response.extensions["retries"]] == ["ConnectTimeout"]
     assert server.connections == 2

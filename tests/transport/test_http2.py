@@ -119,6 +119,27 @@ async def test_a_frame_that_comes_slowly_is_waited_for(flavour: Flavour) -> None
             assert (await flavour.run(client.get(server.url))).content == bytes(7000)
 
 
+@pytest.mark.parametrize("sign", ["103", "PING"])
+async def test_a_server_that_shows_that_it_is_there_is_waited_for(
+    flavour: Flavour, sign: str
+) -> None:
+    """By an interim response, or a PING: `read_timeout` begins anew."""
+
+    def script(peer: Peer) -> None:
+        stream = peer.request()
+        ping = PingFrame(0, opaque_data=b"12345678")
+        for _ in range(4):
+            time.sleep(0.5)
+            peer.send(peer.head(stream, status=103) if sign == "103" else ping)
+        time.sleep(0.5)
+        peer.echo(stream)
+        peer.rest()
+
+    with H2Peer(script) as server:
+        client = one_attempt(flavour, read_timeout=1.5)
+        assert (await flavour.run(client.get(f"{server.url}/x"))).text == "/x"
+
+
 # --- GOAWAY -----------------------------------------------------------------------------------
 
 

@@ -241,10 +241,10 @@ def socks_proxy(*replies: bytes, **options: Any) -> Iterator[str]:
 async def test_through_a_socks_proxy(flavour: Flavour, tls: bool) -> None:
     """Its connections are used again; the limit of the handshake ends with it."""
     with (
-        ScriptedServer(lambda request: answer(200, b"late", delay=0.4), tls=tls) as server,
+        ScriptedServer(lambda request: answer(200, b"late", delay=1.2), tls=tls) as server,
         socks_proxy(Socks.OK, Socks.CONNECTED, target=server.url) as proxy,
     ):
-        client = one_attempt(flavour, proxy=proxy, connect_timeout=0.3, read_timeout=None)
+        client = one_attempt(flavour, proxy=proxy, connect_timeout=1.0, read_timeout=None)
         for _ in range(2):
             assert (await flavour.run(client.get(server.url))).text == "late"
         assert client.pool_stats() == PoolStats(1, 1, 0, 0)
