@@ -142,12 +142,12 @@ class TLSIO:
     def receive(self, size: int) -> bytes | None:
         """Return what has arrived, b"" at the end, None when nothing has."""
         with self._lock:
-            is_empty = not (self._ended or self._incoming.pending or self.object.pending())
-            while not is_empty or self._feed():
+            has_bytes = self._ended or self._incoming.pending or self.object.pending()
+            while has_bytes or self._feed():
                 try:
                     data = self.object.read(size)
                 except ssl.SSLWantReadError:
-                    is_empty = True
+                    has_bytes = False
                     continue
                 except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
                     data = b""  # without a goodbye too, as in the ssl module's own sockets
