@@ -1,4 +1,7 @@
-"""A shared HTTP/2 connection: what befalls one request is that request's alone."""
+"""A shared HTTP/2 connection: what befalls one request is that request's alone.
+
+Subject: `transport/_http2_waiting.py`, `transport/_http2.py`.
+"""
 
 import asyncio
 import contextlib

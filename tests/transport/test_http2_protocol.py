@@ -541,7 +541,7 @@ def test_a_timeout_on_a_silent_connection_retires_it(
     monkeypatch.setattr(_http2_protocol, "monotonic", lambda: heard + heard_ago)
     peers.protocol.fail_timed_out(stream, "read", 1.0)
     assert isinstance(stream.error, httpcore.ReadTimeout)
-    assert peers.protocol.usable is not retired
+    assert peers.protocol.retired is retired
 
 
 def test_a_timeout_names_what_was_waited_for() -> None:

@@ -361,6 +361,9 @@ class SocketThatIsBusy:
     def receive(self, size: int) -> None:
         return None
 
+    def has_unsent(self) -> bool:
+        return False
+
     def flush(self) -> bool:
         return True
 

@@ -19,11 +19,11 @@ from typing import Any
 
 import httpcore
 
-from .._deadline import current_value
 from ._http2_protocol import HTTP2Protocol
 from ._http2_stream import HTTP2Stream, closed_error
+from ._http2_waiting import Clock, Role
 from ._network import NetworkStream, reason
-from ._runtime import Runtime, Turn
+from ._runtime import Turn
 
 logger = logging.getLogger(f"{httpcore.__name__}.http2")
 
@@ -32,66 +32,6 @@ MOST_PIECES = 256  # that an idle connection is read for before it is used; over
 MOST_UNSENT = 2**18  # bytes: a server that doesn't read isn't listened to, it wants answers
 PROGRESS = 2**14  # bytes, a frame's, that may take a whole write_timeout, as in httpcore
 LISTEN_AT_MOST = 0.05  # seconds to wait for the server's bytes, while ours are not all on their way
-
-
-class Role:
-    """Waiting for the socket, by one request for all of them.
-
-    The others sleep. Whoever has the role gives it up at each step, and on every way out somebody
-    who sleeps is woken to take it over.
-    """
-
-    def __init__(self, wait: Callable[[float | None], Any], runtime: Runtime) -> None:
-        self._wait, self._runtime = wait, runtime
-        self.owner: HTTP2Stream | None = None
-        self._asleep: dict[HTTP2Stream, None] = {}
-
-    async def wait(self, stream: HTTP2Stream, limit: float | None) -> bool:
-        """Wait until there may be news for a stream; False when `limit` seconds have passed."""
-        if self.owner is None:
-            self.owner = stream
-            try:
-                result: bool = await self._wait(limit)
-                return result
-            finally:
-                self.owner = None
-        stream.event = self._runtime.event()
-        self._asleep[stream] = None
-        try:
-            return await stream.event.wait(limit)
-        finally:
-            self._asleep.pop(stream, None)
-
-    def hand_over(self) -> None:
-        """Wake one who sleeps, when nobody has the role."""
-        if self.owner is None and self._asleep:
-            next(iter(self._asleep)).wake()
-
-
-class Clock:
-    """What is left of a timeout; begins anew when `heard` says that the server is still there."""
-
-    def __init__(self, timeout: float | None, heard: Callable[[], float]) -> None:
-        self._timeout, self._heard = timeout, heard
-        self._started = monotonic()
-        self._waited = 0.0  # in vain: also a clock that stands still (freezegun) comes to an end
-
-    def left(self) -> float | None:
-        """Return the seconds that are left, None for no limit."""
-        if (heard := self._heard()) > self._started:
-            self._started, self._waited = heard, 0.0
-        limit = current_value(self._timeout)
-        if limit is None or self._timeout is None:
-            return None
-        return min(limit, self._timeout - max(self.elapsed(), self._waited))
-
-    def elapsed(self) -> float:
-        """Return the seconds since it began."""
-        return monotonic() - self._started
-
-    def add(self, seconds: float | None) -> None:
-        """Note a wait that brought nothing."""
-        self._waited += math.inf if seconds is None else seconds
 
 
 class HTTP2Connection:
@@ -145,7 +85,8 @@ class HTTP2Connection:
 
     def is_available(self) -> bool:
         """Tell whether another request may begin here."""
-        capacity = 1 if self.capacity is None else self.capacity
+        if (capacity := self.capacity) is None:
+            capacity = 1
         is_whole = not (self.is_closed() or self._protocol.whole.is_torn())
         return is_whole and len(self._protocol.streams) < capacity
 
@@ -306,22 +247,24 @@ class HTTP2Connection:
 
     async def _until(self, stream: HTTP2Stream, ready: Callable[[], bool], phase: str) -> None:
         """Wait until `ready()`, or until the stream has failed."""
-        clock: Clock | None = None
+        if ready() and stream.has_time(phase):
+            return
+        clock = Clock(stream.timeout(phase), self._news_for(stream, phase))
         try:
-            while not (ready() and stream.has_time(phase)):
-                clock = clock or Clock(stream.timeout(phase), self._news_for(stream, phase))
-                if not await self._wait(self._reading, stream, clock, phase):
+            while await self._wait(self._reading, stream, clock, phase):
+                if ready() and stream.has_time(phase):
                     return
         finally:
             self._hand_over()
 
     async def _flush(self, stream: HTTP2Stream) -> None:
         """Wait until the socket has taken all that is in line, or the stream has failed."""
-        clock: Clock | None = None
+        if self._flush_now() or stream.is_finished():
+            return
+        clock = Clock(stream.timeout("write"), self._last_sent)
         try:
-            while not self._flush_now() and not stream.is_finished():
-                clock = clock or Clock(stream.timeout("write"), self._last_sent)
-                if not await self._wait(self._writing, stream, clock, "write"):
+            while await self._wait(self._writing, stream, clock, "write"):
+                if self._flush_now() or stream.is_finished():
                     return
         finally:
             self._hand_over()
@@ -414,6 +357,8 @@ class HTTP2Connection:
 
     def _flush_now(self) -> bool:
         """Hand what is in line to the socket, without waiting; False when some of it is left."""
+        if not (self._unsent or self._protocol.has_data_to_send() or self._io.has_unsent()):
+            return True
         if self._protocol.whole.is_torn():
             return True  # by Ctrl-C: what has gone already, and what has not, nobody knows
         try:
@@ -445,6 +390,6 @@ class HTTP2Connection:
         self._tell()
 
     def _tell(self) -> None:
-        if self._told != self.capacity:
-            self._told = self.capacity
+        if self._told != (capacity := self.capacity):
+            self._told = capacity
             self._changed()

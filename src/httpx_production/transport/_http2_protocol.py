@@ -35,6 +35,7 @@ assert MOST_STREAMS * STREAM_WINDOW + SPARE_WINDOW < MOST_UNREAD
 BATCH = 64 * 1024  # bytes of a request's body that are put in line at a time
 # What servers say of a head that is too large: nginx; apache, nghttpd and node; lighttpd.
 BLAMES = ErrorCodes.ENHANCE_YOUR_CALM, ErrorCodes.COMPRESSION_ERROR, ErrorCodes.FRAME_SIZE_ERROR
+BODY_HEADERS = frozenset((b"content-length", b"transfer-encoding"))
 OURS = httpcore.ProtocolError, httpcore.ConnectionNotAvailable, OSError
 
 # As h11 has them for HTTP/1.1 (RFC 9110 sections 5.1 and 5.5).
@@ -119,13 +120,13 @@ def _request_headers(request: httpcore.Request) -> list[tuple[bytes, bytes]]:
             raise httpcore.LocalProtocolError("illegal request: 'te' but for trailers, in HTTP/2")
     if not _TOKEN.fullmatch(request.method) or not _TARGET.fullmatch(request.url.target):
         raise httpcore.LocalProtocolError("illegal request: method or target")
-    authority = next((value for name, value in fields if name == b"host"), request.url.host)
+    hosts = [value for name, value in fields if name == b"host"]
     return [
         (b":method", request.method),
-        (b":authority", authority),
+        (b":authority", hosts[0] if hosts else request.url.host),
         (b":scheme", request.url.scheme),
         (b":path", request.url.target),
-        *(field for field in fields if field[0] not in (b"host", b"transfer-encoding")),
+        *[field for field in fields if field[0] not in (b"host", b"transfer-encoding")],
     ]
 
 
@@ -177,6 +178,10 @@ class HTTP2Protocol:
             self.state.initiate_connection()
             self.state.increment_flow_control_window(MOST_UNREAD)
 
+    def has_data_to_send(self) -> bool:
+        """Tell whether anything is in line."""
+        return bool(self.state._data_to_send)
+
     def data_to_send(self) -> bytes:
         """Return what is in line, which is then the caller's to write."""
         return self.state.data_to_send()
@@ -190,14 +195,11 @@ class HTTP2Protocol:
         return lambda: max(stream.heard, self._pinged)
 
     @property
-    def usable(self) -> bool:
-        """Whether new requests may begin here."""
-        return self.error is None and self.state.goaway is None and not self.retired
-
-    @property
     def capacity(self) -> int | None:
         """How many requests at a time the server takes here; None while that is not known."""
-        return self.limit if self.usable else 0
+        if self.retired or self.error is not None or self.state.goaway is not None:
+            return 0
+        return self.limit
 
     def begin(self, request: httpcore.Request) -> HTTP2Stream:
         """Open a stream for a request; its headers wait to be written.
@@ -212,10 +214,7 @@ class HTTP2Protocol:
         if len(self.streams) >= room:
             raise httpcore.ConnectionNotAvailable
         headers = _request_headers(request)
-        names = {name for name, _ in headers}
-        has_body = b"content-length" in names or any(
-            name.lower() == b"transfer-encoding" for name, _ in request.headers
-        )
+        has_body = not BODY_HEADERS.isdisjoint([name.lower() for name, _ in request.headers])
         try:
             stream = HTTP2Stream(self.state.get_next_available_stream_id(), request, has_body)
             self.state.send_headers(stream.id, headers, end_stream=stream.is_sent)
@@ -282,10 +281,12 @@ class HTTP2Protocol:
             self._unacknowledged = 0
 
     def _handle(self, event: h2.events.Event, concerned: dict[HTTP2Stream, None]) -> None:
-        self._unacknowledged += (size := getattr(event, "flow_controlled_length", 0) or 0)
-        if isinstance(event, h2.events.PingReceived):
+        size = 0
+        if isinstance(event, h2.events.DataReceived):
+            self._unacknowledged += (size := event.flow_controlled_length or 0)
+        elif isinstance(event, h2.events.PingReceived):
             self._pinged = monotonic()
-        if isinstance(event, h2.events.RemoteSettingsChanged):
+        elif isinstance(event, h2.events.RemoteSettingsChanged):
             self.settings_changes.append(event)
             self.limit = min(self.state.remote_settings.max_concurrent_streams, MOST_STREAMS)
             concerned.update(dict.fromkeys(self.streams.values()))

@@ -17,7 +17,8 @@ from weakref import WeakSet, finalize
 
 from ._runtime import Runtime
 
-RECORDS = 64 * 1024  # bytes: what is read from a socket, or encrypted, at a time
+RECORDS = 64 * 1024  # bytes: what is read from a socket at a time
+MOST_ENCRYPTED = 128 * 1024  # bytes at a time: a batch of HTTP/2's with all of its frames' heads
 
 # All sockets of this process that may be open. A child process gives up its copies of them:
 # it would read its parent's answers (and keep the parent's connections from ever being closed).
@@ -59,8 +60,12 @@ class SocketIO:
         self.sent += sent
         return sent
 
+    def has_unsent(self) -> bool:
+        """Tell whether something that was taken has not gone to the socket: here never."""
+        return False
+
     def flush(self) -> bool:
-        """Tell whether all that was taken has gone to the socket: here always."""
+        """Send on what was taken; tell whether all of it has gone."""
         return True
 
     def pending(self) -> bool:
@@ -174,15 +179,21 @@ class TLSIO:
             if not self.flush():
                 return 0
             try:
-                return self.object.write(data[:RECORDS])
+                return self.object.write(memoryview(data)[:MOST_ENCRYPTED])
             except ssl.SSLWantReadError:  # a handshake that the server began again
                 self._waits_for_server = not self._feed()
                 return 0
             finally:
                 self.flush()
 
+    def has_unsent(self) -> bool:
+        """Tell whether something encrypted has not gone to the socket."""
+        return bool(self._unsent or self._outgoing.pending) or self._below.has_unsent()
+
     def flush(self) -> bool:
         """Send on what is encrypted; tell whether all of it has gone."""
+        if not self.has_unsent():
+            return True
         with self._lock:
             if self._outgoing.pending:
                 self._unsent += self._outgoing.read()
