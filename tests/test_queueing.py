@@ -14,7 +14,7 @@ import httpx
 import pytest
 from conftest import FakeClock, Flavour
 from documents import README
-from servers import Received, ScriptedServer, Step, answer, chunked
+from servers import Connection, Received, ScriptedServer, Step, answer, chunked
 
 from httpx_production import RetryPolicy, jittered_backoff
 
@@ -107,6 +107,27 @@ async def test_a_pool_timeout_blames_responses_that_were_left_open(
             await flavour.close(response)
     assert isinstance(exc, httpx.PoolTimeout)
     assert f"{said}, 1 request waiting; close streamed responses, or raise" in str(exc)
+
+
+async def test_a_pool_timeout_does_not_blame_a_body_that_is_being_read(flavour: Flavour) -> None:
+    """`get()` reads one, too: who has never streamed anything is not told to close it."""
+    said = threading.Event()
+
+    def end(connection: Connection) -> None:
+        assert said.wait(15)
+        connection.sock.sendall(b"0\r\n\r\n")
+
+    with ScriptedServer([chunked(b"part", end=b"", then=end)]) as server:
+        client = flavour.client(max_connections=1, pool_timeout=0.1, max_attempts=1)
+        async with flavour.using(client.stream("GET", server.url)) as response:
+            async for part in flavour.chunks(response):
+                assert part == b"part"
+                exc = await flavour.outcome(client.get, server.url)
+                said.set()
+    assert isinstance(exc, httpx.PoolTimeout)
+    assert str(exc).endswith(
+        "1 of 1 connection in use, 1 request waiting; raise max_connections or pool_timeout"
+    )
 
 
 # --- use after close ------------------------------------------------------------------------------

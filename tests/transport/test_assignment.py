@@ -637,19 +637,19 @@ def test_connections_requests_and_streams_are_counted() -> None:
 
 
 def test_connections_that_only_responses_hold_are_counted() -> None:
-    """Each request on it has its response already, which nobody has closed."""
+    """Each request on it has its response already, which nobody reads or has closed."""
     requests = Requests(size=3, negotiates=True)
     requests.acquire("a1", "b1", "c1")
     requests.of("a1").become(9)
     requests.acquire("a2")
     assert requests.assignment.unclosed() == 0
     for name, unclosed in (("a1", 0), ("b1", 1), ("a2", 2)):
-        request = requests.by_name[name]
-        assert request.pooled is not None
-        request.pooled.responses.add(request)
+        requests.by_name[name].is_unread = True
         assert requests.assignment.unclosed() == unclosed
     requests.release("a1", "b1")
     assert requests.assignment.unclosed() == 1
+    requests.by_name["a2"].is_unread = False
+    assert requests.assignment.unclosed() == 0
 
 
 # --- random walks -----------------------------------------------------------------------------

@@ -45,7 +45,6 @@ class PooledConnection:
         self.connection = connection
         self.origin = origin
         self.requests: set[PoolRequest] = set()
-        self.responses: set[PoolRequest] = set()  # those that only wait to be read and closed
         self.idle_since = 0.0
 
     def has_capacity(self) -> bool:
@@ -87,6 +86,7 @@ class PoolRequest:
     waited = 0.0  # seconds, of its pool timeout
     has_waited = False
     had_connection = False  # and may be back for another one
+    is_unread = False  # its response has come, and nobody has begun to read it
     finish: Callable[[], None] | None = None  # gives back what it has of its connection
     watch: object = None  # see `_locked.py`
 
@@ -174,7 +174,6 @@ class Assignment:
         origin.requests.discard(request)
         if pooled is not None:
             pooled.requests.discard(request)
-            pooled.responses.discard(request)
             if not pooled.requests and pooled not in self._idle:
                 self._retire(pooled)
         if origin.waiting or self._line or draining is not None:
@@ -235,9 +234,9 @@ class Assignment:
         return len(shared), in_use, sum(pooled.connection.capacity or 0 for pooled in shared)
 
     def unclosed(self) -> int:
-        """Return how many connections are held by nothing but responses to be read and closed."""
-        pools = list(self._connections)
-        return sum(bool(one.requests) and one.requests == one.responses for one in pools)
+        """Return how many connections are held by nothing but responses that nobody reads."""
+        held = (list(pooled.requests) for pooled in list(self._connections))
+        return sum(bool(on_it) and all(one.is_unread for one in on_it) for on_it in held)
 
     # --- placing ----------------------------------------------------------------------------------
 

@@ -66,7 +66,7 @@ class PoolCore(ABC):
                 lease.request.finish = partial(connection.finish_request, request)
                 if not connection.has_expired():
                     response = await self.exchange(connection, request)
-                    pooled.responses.add(lease.request)
+                    lease.request.is_unread = True
                     return response
             except httpcore.ConnectionNotAvailable:
                 pass  # nothing was sent

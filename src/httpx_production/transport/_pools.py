@@ -83,6 +83,7 @@ class Body:
         self._stream, self._lease, self._closed = stream, lease, False
 
     def __iter__(self) -> Generator[bytes]:
+        self._lease.request.is_unread = False
         try:
             yield from self._stream
         except BaseException as exc:
@@ -106,6 +107,7 @@ class AsyncBody:
         self._stream, self._lease, self._closed = stream, lease, False
 
     async def __aiter__(self) -> AsyncGenerator[bytes]:
+        self._lease.request.is_unread = False
         try:
             async for part in self._stream:
                 yield part
