@@ -791,6 +791,18 @@ def test_a_header_value_of_the_wrong_type_is_named_by_its_key(kind: Any, name: s
 
 
 @both
+def test_a_request_s_header_of_the_wrong_type_is_named_too(kind: Any) -> None:
+    """A number or None among many headers; what else is of a wrong type says so as ever."""
+    client = make(kind)
+    for headers in ({"X-A": "a", "X-Key": 4711}, [("X-Key", 4711)]):
+        with pytest.raises(TypeError) as caught:
+            client.build_request("GET", "http://x", headers=headers)
+        assert str(caught.value) == "headers['X-Key'] must be str or bytes, not int"
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        client.build_request("POST", "http://x", headers={"X-A": "a"}, json={1, 2})
+
+
+@both
 def test_a_transport_of_the_other_client_is_refused(kind: Any) -> None:
     """Where it is given, not by the first request."""
     sync = issubclass(kind, httpx.Client)

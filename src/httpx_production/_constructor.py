@@ -354,19 +354,14 @@ class ProductionOptions(_HTTPXClient[TransportT, HooksT]):
             content = readable(content)
         if files is not None and hasattr(files, "__next__"):  # used up by a look at it
             files = list(files)
-        request = super().build_request(  # written out: **options would cost a request 2 %
-            method,
-            url,
-            content=content,
-            data=data,
-            files=files,
-            json=json,
-            params=params,
-            headers=headers,
-            cookies=cookies,
-            timeout=timeout,
-            extensions=extensions,
-        )
+        try:
+            request = super().build_request(  # written out: **options would cost a request 2 %
+                method, url, content=content, data=data, files=files, json=json, params=params,
+                headers=headers, cookies=cookies, timeout=timeout, extensions=extensions,
+            )  # fmt: skip
+        except TypeError:  # httpx does not say which header it was
+            check_header_values("headers", headers)
+            raise
         if type(request.stream) is not httpx.ByteStream:
             self._ready_body(request, content, data, files, headers)
         if extensions is not None:
