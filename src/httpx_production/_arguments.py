@@ -151,9 +151,10 @@ def policy_for(extensions: Mapping[str, Any], policy: RetryPolicy) -> RetryPolic
     Raises:
         TypeError: for what would be ignored, or is no policy.
     """
-    for name in extensions:
-        if name in FIELDS or (name == "retries" and not isinstance(extensions[name], tuple)):
-            hint = "policy" if name == "retries" else f"{{{name!r}: ...}}"
+    for name, value in extensions.items():
+        misnamed = name != "retry" and isinstance(value, RetryPolicy)
+        if name in FIELDS or misnamed or (name == "retries" and not isinstance(value, tuple)):
+            hint = f"{{{name!r}: ...}}" if name in FIELDS else "policy"
             raise TypeError(f"extensions[{name!r}] does nothing: use {{'retry': {hint}}}")
     own = extensions.get("retry", policy)
     if isinstance(own, Mapping):
