@@ -749,7 +749,9 @@ def test_a_mistaken_argument_is_named_with_the_right_one(kind: Any) -> None:
     """By our class's name; a value that may be a secret is not shown."""
     name, wrong = kind.__name__, "got an unexpected keyword argument"
     for given, near in (("retries", "max_attempts"), ("max_retry", "max_attempts"),
-                        ("timout", "timeout"), ("base_urls", "base_url")):  # fmt: skip
+                        ("timout", "timeout"), ("base_urls", "base_url"), ("policy", "retry"),
+                        ("read", "read_timeout"), ("deadline", "total_timeout"),
+                        ("hooks", "event_hooks")):  # fmt: skip
         said = made(kind, **{given: 3})
         assert said == f"TypeError: {name}() {wrong} {given!r}: did you mean {near!r}?"
     assert made(kind, zzz=1) == f"TypeError: {name}() {wrong} 'zzz'"

@@ -145,8 +145,14 @@ def check_hooks(event_hooks: Mapping[str, Any], *, is_async: bool) -> dict[str, 
     return hooks
 
 
-#: What other libraries call it.
-ELSEWHERE: Final = dict.fromkeys(["retries", "max_retries", "max_retry"], "max_attempts")
+#: What other libraries call it, or nearer by its sense than by its letters.
+ELSEWHERE: Final = {
+    **dict.fromkeys(["retries", "max_retries", "max_retry"], "max_attempts"),
+    **{phase: f"{phase}_timeout" for phase in ("connect", "read", "write", "pool")},
+    **dict.fromkeys(["deadline", "timeout_total"], "total_timeout"),
+    "policy": "retry",
+    "hooks": "event_hooks",
+}
 
 
 def next_in_line(kind: type, after: type) -> type:
