@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import FakeClock, Flavour
+from servers import ScriptedServer, answer
 
 import httpx_production
 from httpx_production import (
@@ -549,16 +550,34 @@ async def test_a_recipe_for_another_header_waits_as_it_says(
     reset = {"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1000042"}
     answers = iter([(403, reset), (429, {"Retry-After": "7"}), (429, {}), (200, {})])
 
-    def answer(request: httpx.Request) -> httpx.Response:
+    def respond(request: httpx.Request) -> httpx.Response:
         status, headers = next(answers)
         return httpx.Response(status, headers=headers)
 
     policy = RetryPolicy(
         status_codes={403, 429}, retry_after=rate_limit_reset, backoff=lambda attempt: 0.25
     )
-    client = flavour.client(retry=policy, transport=httpx.MockTransport(answer))
+    client = flavour.client(retry=policy, transport=httpx.MockTransport(respond))
     assert (await flavour.run(client.get("https://api.example.com"))).status_code == 200
     assert clock.delays == [42.0, 7.0, 0.25]
+
+
+@pytest.mark.anyio
+async def test_a_wish_in_a_body_can_be_read_where_there_is_a_should_retry(
+    flavour: Flavour, clock: FakeClock
+) -> None:
+    """Else retry_after is asked before the body: a mock, whose bodies are there, hides that."""
+    busy = answer(429, b'{"retry_after": 7}')
+    for should_retry in (None, lambda request, outcome: None):
+        policy = RetryPolicy(
+            retry_after=lambda response: response.json()["retry_after"], should_retry=should_retry
+        )
+        with ScriptedServer([busy]) as server:
+            outcome = await flavour.outcome(flavour.client(retry=policy).get, server.url)
+        if should_retry is None:
+            assert isinstance(outcome, httpx.ResponseNotRead)
+        else:
+            assert (outcome.text, clock.delays) == ("ok", [7.0])
 
 
 @pytest.mark.anyio

@@ -205,8 +205,9 @@ def _timestamp(moment: datetime) -> float:
 class RetryPolicy:
     """When a request is sent again. Immutable, hashable, to be shared between clients.
 
-    Derive one with `dataclasses.replace(client.retry, max_attempts=2)`; use one for a single
-    request with `extensions={"retry": policy}`. Copies and pickles follow the live tables too.
+    Derive one with `dataclasses.replace(client.retry, max_attempts=2)`. For a single request,
+    `extensions={"retry": {"max_attempts": 2}}` changes fields of its client's policy, and
+    `extensions={"retry": policy}` replaces it. Copies and pickles follow the live tables too.
 
     Never repeated, whatever the tables say: a certificate that doesn't verify, the server's or
     ours, a request that is itself illegal, or that makes an HTTP/2 server take leave without
@@ -228,7 +229,9 @@ class RetryPolicy:
             results count as 0, more than a day as a day.
         retry_after: gives the seconds that a response asks to wait, instead of the backoff; None,
             NaN and whatever isn't above 0 leave it to the backoff. Default: what its
-            retry-after-ms or Retry-After says (RFC 9110 section 10.2.3).
+            retry-after-ms or Retry-After says (RFC 9110 section 10.2.3). Asked before the body is
+            read (`.json()` raises httpx.ResponseNotRead), unless there is a should_retry, be it
+            one that always says None.
         max_retry_after: seconds, at least 0; when more are asked for, the response is returned at
             once.
         retry_unsent: repeat with any method what provably never reached the server's application:
