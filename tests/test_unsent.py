@@ -67,6 +67,9 @@ POST = httpx.Request("POST", "https://api.example.com/orders")
 )
 def test_what_was_never_sent(outcome: httpx.Response | Exception, unsent: bool) -> None:
     """No connection, or the server's word for it; whatever else has happened may have arrived."""
+    if isinstance(outcome, httpx.RequestError):
+        assert not never_sent(POST, outcome)  # without a request it is no transport's
+        outcome.request = POST
     assert never_sent(POST, outcome) is unsent
     assert UNSENT.allows(POST, outcome) is unsent
     assert not RetryPolicy().allows(POST, outcome)
@@ -197,6 +200,22 @@ async def test_a_redirect_s_target_that_is_down_repeats_no_post(
         outcome = await flavour.outcome(client.post, server.url, content=b"one")
     assert isinstance(outcome, httpx.ConnectError)
     assert (server.methods, clock.delays) == (["POST"], [])
+    assert HINT not in "".join(outcome.__notes__)
+
+
+async def test_what_a_response_hook_raises_by_hand_proves_nothing(
+    flavour: Flavour, clock: FakeClock
+) -> None:
+    """The server has answered by then, whatever the hook failed to reach."""
+
+    def audit(response: httpx.Response) -> None:
+        raise httpx.ConnectError("the audit log is down")
+
+    with ScriptedServer() as server:
+        client = flavour.client(retry=UNSENT, event_hooks={"response": [flavour.hook(audit)]})
+        outcome = await flavour.outcome(client.post, server.url, content=b"one")
+    assert isinstance(outcome, httpx.ConnectError)
+    assert (server.bodies, clock.delays) == ([b"one"], [])
     assert HINT not in "".join(outcome.__notes__)
 
 

@@ -432,6 +432,6 @@ def never_sent(request: httpx.Request, outcome: Outcome) -> bool:
         return False
     try:
         failed = outcome.request
-    except RuntimeError:  # raised by hand, without one
-        return True
+    except RuntimeError:  # raised by hand: by a response hook, say. A transport's always has one
+        return False
     return (failed.method, failed.url) == (request.method, request.url)
