@@ -33,7 +33,9 @@ def bounded_copy(request: httpx.Request, policy: RetryPolicy, started: float) ->
 def settle(response: httpx.Response, sent: httpx.Request, request: httpx.Request) -> None:
     """End a call that was over with its first attempt, of which `sent` was the bounded copy."""
     sent.extensions["timeout"].end(LATE)
-    for one in (*response.history, response):
+    if response.request is sent:
+        response.request = request
+    for one in response.history:
         if one.request is sent:
             one.request = request
 
@@ -123,7 +125,8 @@ def end_call(call: Call, response: httpx.Response, stream: bool) -> httpx.Respon
 
 def _copied(request: httpx.Request, extensions: dict[str, Any]) -> httpx.Request:
     copied = object.__new__(type(request))
-    copied.__dict__ = {**request.__dict__, "extensions": extensions}
+    copied.__dict__ = state = request.__dict__.copy()
+    state["extensions"] = extensions
     return copied
 
 
