@@ -277,12 +277,21 @@ class Soak:
             gc.set_threshold(chance.choice([50, 700]))
             if chance.random() < 0.8:
                 gc.collect(chance.randrange(3))
-            elif pid := os.fork():
+            elif pid := self.fork():
                 self.forks += 1
                 if code := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
                     self.fail(f"a child process ended with {code}")
             else:
                 self.be_a_child()
+
+    def fork(self) -> int:
+        """Fork while nobody is within the cookie jar: its lock would stay locked in the child.
+
+        (With any client: it is Python's.)
+        """
+        jar: Any = self.client.cookies.jar
+        with jar._cookies_lock:
+            return os.fork()
 
     def be_a_child(self) -> None:
         """Make a few calls of one's own with the parent's client."""

@@ -11,6 +11,7 @@ import socket
 import ssl
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -325,6 +326,32 @@ async def test_an_early_answer_counts_more_than_a_write_timeout(flavour: Flavour
         client = one_attempt(flavour, write_timeout=0.3)
         response = await flavour.run(client.post(server.url, content=b"x" * 9_000_000))
         assert (response.status_code, response.content) == (503, b"busy")
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_a_connection_on_which_a_request_was_cut_short_is_not_used_again(
+    flavour: Flavour, tls: bool
+) -> None:
+    """The answer came early, and the last chunk's turn too late: to the server it is yet to come.
+
+    The next request there would be taken for the rest of this one.
+    """
+    answered = threading.Event()
+    early = answer(200, b"", read="head", then=lambda _: answered.set())
+
+    def chunks() -> Iterator[bytes]:
+        yield b"part"
+        assert answered.wait(15)
+        time.sleep(0.6)  # blocking: nobody cancels it
+
+    with ScriptedServer([early], tls=tls) as server:
+        client = one_attempt(flavour)
+        body = flavour.generator(chunks())
+        limit = {"retry": {"total_timeout": 0.5}}
+        exc = await flavour.outcome(client.put, server.url, content=body, extensions=limit)
+        assert isinstance(exc, httpx.TimeoutException)
+        assert client.pool_stats() == NOTHING
+        assert (await flavour.run(client.get(server.url))).content == b"ok"
 
 
 @pytest.mark.parametrize("tls", [False, True])

@@ -153,8 +153,12 @@ class HTTPConnection:
         """Tell whether a connection whose last request has ended is good for another.
 
         Not when the server sent more than its response: the rest would pass for the next answer.
+        Nor when it answered a request that was not sent to its end, which h11 takes for sent: the
+        next one would pass for the rest of it.
         """
         if self._expired or self.made is None or not self.made.is_idle():
+            return False
+        if self.made._network_stream.is_torn:
             return False
         h11_state = getattr(self.made, "_h11_state", None)
         return h11_state is None or not h11_state.trailing_data[0]

@@ -38,6 +38,7 @@ class NetworkStream:
         self._early = b""  # of an answer that came while the request was being sent
         self.turn = Turn()
         self._has_sent = False  # something since it last received: then an answer takes its time
+        self.is_torn = False  # what was to be sent has not been, or not to its end
 
     def limit(self, timeout: float | None) -> float | None:
         """Return how long an operation may take now, in seconds; raise when no time is left."""
@@ -82,7 +83,7 @@ class NetworkStream:
 
     async def transmit(self, buffer: bytes, timeout: float | None) -> None:
         """Send everything within `timeout` seconds, in the sync client each piece of it."""
-        self._has_sent = True
+        self._has_sent = self.is_torn = True
         if self.io.runtime.limits_whole_writes:
             timeout = _of_the_whole(timeout)
         try:
@@ -91,6 +92,7 @@ class NetworkStream:
             sent = self.io.send(rest[:PIECE])  # as a rule that is all of it
             if sent < len(buffer) or not self.io.flush():
                 await self._transmit_rest(rest[sent:], timeout)
+            self.is_torn = False
             if self.turn.is_over(len(buffer)):
                 await self.io.runtime.checkpoint()
         except TimeoutError as exc:
