@@ -48,10 +48,10 @@ class Peers:
 
     def deliver(self) -> None:
         """Carry what waits in both directions."""
-        self.heard += self.server.receive_data(self.protocol.state.data_to_send())
+        self.heard += self.server.receive_data(self.protocol.data_to_send())
         if data := self.server.data_to_send():
             self.protocol.receive(data)
-            self.heard += self.server.receive_data(self.protocol.state.data_to_send())
+            self.heard += self.server.receive_data(self.protocol.data_to_send())
 
     def begin(self, method: str = "GET", **options: Any) -> HTTP2Stream:
         stream = self.protocol.begin(request(method, **options))
@@ -112,6 +112,8 @@ def test_it_says_who_it_is() -> None:
     assert settings.max_header_list_size == 65536
     assert settings.initial_window_size == STREAM_WINDOW == 128 * 1024
     assert peers.granted(0) == MOST_UNREAD == 32 * 2**20
+    said = next(one for one in peers.heard if isinstance(one, h2.events.RemoteSettingsChanged))
+    assert CODES.ENABLE_CONNECT_PROTOCOL not in said.changed_settings  # some servers balk at it
 
 
 def test_headers_are_http2_s() -> None:
@@ -142,6 +144,7 @@ def test_the_url_s_host_stands_in_for_the_header() -> None:
     ("name", "value"),
     [
         ("te", "gzip"),
+        ("content-length", "1x"),
         ("x", "a\r\nb: c"),
         ("x", "a\nb"),
         ("x", "a\x00b"),
@@ -225,6 +228,23 @@ def test_what_goes_wrong_inside_is_httpcore_s_exception(monkeypatch: pytest.Monk
     monkeypatch.setattr(peers.protocol.state, "send_data", broken)
     with pytest.raises(httpcore.LocalProtocolError, match="KeyError: 1"):
         peers.protocol.send(stream, memoryview(b"x"))
+
+
+def test_a_step_that_ctrl_c_ends_leaves_the_connection_torn() -> None:
+    """From its begin to its end it counts so; what goes wrong within it is an end, too."""
+    whole = Peers().protocol.whole
+    assert not whole.is_torn()
+    with whole:
+        with whole:
+            assert whole.is_torn()
+        assert whole.is_torn()
+    assert not whole.is_torn()
+    with pytest.raises(OSError, match="reset"), whole:
+        raise OSError("reset")
+    assert not whole.is_torn()
+    with pytest.raises(KeyboardInterrupt), whole:
+        raise KeyboardInterrupt
+    assert whole.is_torn()
 
 
 def test_no_stream_is_opened_that_the_server_would_refuse() -> None:
@@ -315,12 +335,24 @@ def test_a_response_is_taken_in_piece_by_piece() -> None:
     assert stream.has_headers()
     assert not stream.is_readable()
     peers.send(stream, b"a")
+    assert stream.is_readable()
     assert stream.take() == b"a"
+    assert not stream.is_readable()
     peers.send(stream, b"b")
     peers.send(stream, b"c", end=True)
     assert stream.is_finished()
     assert stream.take() == b"bc"
+    assert stream.is_readable()
     assert stream.take() is None
+
+
+def test_headers_that_http2_forbids_are_no_reason_to_fail() -> None:
+    """A response with `connection`, or a name in upper case, is taken as httpcore takes it."""
+    peers = Peers()
+    stream = peers.begin()
+    peers.frames(peers.head(stream, (":status", "200"), ("connection", "close"), ("X-Name", "1")))
+    assert stream.headers == [(b"connection", b"close"), (b"X-Name", b"1")]
+    assert peers.protocol.capacity == 100
 
 
 @pytest.mark.parametrize("status", ["", "20", "2000", "abc"])
@@ -369,6 +401,24 @@ def test_the_body_has_the_length_that_was_promised(
     assert neighbour.ended
 
 
+def test_a_body_that_is_too_long_is_news_for_its_reader_and_the_server() -> None:
+    """Who waits for the rest is woken by the frame alone; the server hears what is wrong."""
+    peers = Peers()
+    stream = peers.begin()
+    peers.frames(peers.head(stream, (":status", "200"), ("content-length", "1")))
+    assert peers.frames(DataFrame(stream.id, b"four")) == [stream]
+    peers.deliver()
+    assert peers.resets() == [(stream.id, ErrorCodes.PROTOCOL_ERROR)]
+
+
+def test_a_frame_that_breaks_the_protocol_is_the_server_s_fault() -> None:
+    """Not that of a request of ours, which would not be sent again."""
+    peers = Peers()
+    peers.begin()
+    with pytest.raises(httpcore.RemoteProtocolError, match="99"):
+        peers.frames(DataFrame(99, b"for nobody"))
+
+
 RESETS = [
     (ErrorCodes.INTERNAL_ERROR, False, httpcore.RemoteProtocolError, "INTERNAL_ERROR"),
     (ErrorCodes.INTERNAL_ERROR, True, httpcore.RemoteProtocolError, "INTERNAL_ERROR"),
@@ -410,6 +460,29 @@ def test_a_reset_after_the_end_means_nothing() -> None:
         assert (stream.take(), stream.take()) == (b"no", None)
 
 
+def test_a_reset_with_an_error_after_all_of_the_body_is_an_error() -> None:
+    """The server takes back what it has sent."""
+    peers = Peers()
+    stream = peers.begin()
+    peers.frames(
+        peers.head(stream, (":status", "200"), ("content-length", "2")),
+        DataFrame(stream.id, b"ok"),
+        RstStreamFrame(stream.id, error_code=ErrorCodes.INTERNAL_ERROR),
+    )
+    assert stream.take() == b"ok"
+    with pytest.raises(httpcore.RemoteProtocolError, match="INTERNAL_ERROR"):
+        stream.take()
+
+
+def test_nothing_is_sent_on_a_stream_that_the_server_has_reset() -> None:
+    """Its error is the server's, not that of a frame too many."""
+    peers = Peers()
+    stream = peers.begin("POST", headers=UPLOAD)
+    peers.frames(RstStreamFrame(stream.id, error_code=ErrorCodes.REFUSED_STREAM))
+    assert peers.protocol.window(stream) == 0
+    assert peers.protocol.send(stream, memoryview(b"body")) == b"body"
+
+
 def test_what_comes_for_a_stream_that_is_gone_is_nobody_s() -> None:
     """It was on its way when the request was given up."""
     peers = Peers()
@@ -435,8 +508,8 @@ def test_a_stream_s_timeouts_are_its_request_s() -> None:
     stream = Peers().begin()
     assert stream.timeout("read") is None
     assert stream.has_time("read")
-    stream.request.extensions["timeout"] = {"read": 5.0, "write": 0.0}
-    assert [stream.timeout(phase) for phase in ("read", "write", "pool")] == [5.0, 0.0, None]
+    stream.request.extensions["timeout"] = {"read": 0.5, "write": 0.0}
+    assert [stream.timeout(phase) for phase in ("read", "write", "pool")] == [0.5, 0.0, None]
     assert [stream.has_time(phase) for phase in ("read", "write", "pool")] == [True, False, True]
 
 
@@ -446,13 +519,17 @@ def test_a_stream_s_timeouts_are_its_request_s() -> None:
 def test_streams_above_goaway_are_not_processed() -> None:
     """Those up to its last id are answered; no new ones begin."""
     peers = Peers()
-    first, second = peers.begin(), peers.begin("POST", headers=UPLOAD)
-    second.body_started = True
-    assert peers.frames(GoAwayFrame(0, last_stream_id=first.id)) == [second]
+    first, *others = peers.begin(), *(peers.begin("POST", headers=UPLOAD) for _ in range(2))
+    others[0].body_started = True
+    assert peers.frames(GoAwayFrame(0, last_stream_id=first.id)) == others
     assert peers.protocol.capacity == 0
-    with pytest.raises(NotProcessed, match="NO_ERROR") as caught:
-        second.take()
-    assert caught.value.body_started
+    for stream in others:
+        with pytest.raises(NotProcessed) as caught:
+            stream.take()
+        assert str(caught.value) == (
+            "not processed: the server retired the connection after GOAWAY: NO_ERROR"
+        )
+        assert caught.value.body_started is (stream is others[0])
     peers.frames(peers.head(first, (":status", "200"), end=True))
     assert first.ended
 
@@ -636,7 +713,7 @@ def test_what_was_taken_is_given_back_once() -> None:
 def test_the_connection_s_window_is_opened_again_at_once() -> None:
     """Who reads nothing uses up the stream's window, not everybody's; in batches of 4 MiB."""
     peers = Peers()
-    received, streams = 0, [peers.begin() for _ in range(40)]
+    received, streams = 0, [peers.begin() for _ in range(80)]
     for stream in streams:
         peers.respond(stream)
         for _ in range(8):
@@ -662,6 +739,18 @@ def test_padding_and_the_data_of_malformed_bodies_count() -> None:
     peers.protocol.state.malformed_data.append(frame)
     peers.frames(RstStreamFrame(gone.id, error_code=0))
     assert peers.protocol._unacknowledged == 102 + 4 + 1
+
+
+def test_padding_opens_the_window_again_and_does_not_widen_it() -> None:
+    """A body that is nearly all padding uses it up, though its reader takes next to nothing."""
+    peers = Peers()
+    stream = peers.begin()
+    peers.respond(stream)
+    times = STREAM_WINDOW // 4 // 256 + 1
+    for _ in range(times):
+        peers.send(stream, b"x", padding=255)
+    assert peers.granted(stream.id) == times * 256 - stream.unacknowledged > 0
+    assert stream.window == STREAM_WINDOW
 
 
 def test_the_window_doubles_for_a_reader_that_keeps_up() -> None:
