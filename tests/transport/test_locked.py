@@ -5,6 +5,7 @@ Subject: `transport/_locked.py`.
 
 import gc
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -125,6 +126,26 @@ def test_who_waits_is_woken_by_a_lease_that_is_dropped() -> None:
     assert second.request.pooled is not None
 
 
+def test_what_was_dropped_is_noted_before_anybody_is_woken() -> None:
+    """Or who looks at once finds nothing, and sleeps on."""
+    pool = locked()
+    first, second = acquired(pool), acquired(pool)
+    found: list[int] = []
+    second.request.event = SimpleNamespace(set=lambda: found.append(len(pool.dropped)))
+    del first
+    assert found == [1]
+
+
+def test_what_was_dropped_is_there_for_the_next_step() -> None:
+    """Who asks for a connection gets the one that was given back, and need not wait."""
+    pool = locked()
+    lease = acquired(pool)
+    del lease
+    other = acquired(pool)
+    assert other.request.pooled is not None
+    assert not other.request.has_waited
+
+
 def test_a_note_that_fails_is_not_repeated() -> None:
     """A fault of ours is told, once, and what comes after it is done."""
     pool = locked()
@@ -157,8 +178,8 @@ def test_ctrl_c_in_a_note_has_it_done_again() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         pool.note(note)
-    pool.settle()
-    assert done == ["once"]
+    pool.do(lambda: done.append("next step"))
+    assert done == ["once", "next step"]
 
 
 def test_a_step_within_a_step_is_only_noted() -> None:
