@@ -7,7 +7,7 @@ import random
 import sys
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -466,6 +466,20 @@ def test_a_retired_connection_is_replaced_at_once() -> None:
     assert requests.closed() == [old]
 
 
+def test_those_who_come_back_wait_for_one_connection_that_replaces_it() -> None:
+    """After a GOAWAY with many in flight: not a connection for each of them."""
+    requests = Requests(size=9, negotiates=True)
+    names = "a1", "a2", "a3"
+    requests.acquire(*names)
+    requests.of("a1").become(100)
+    requests.of("a1").become(0)
+    requests.acquire(*names)
+    assert requests.connected() == "a1"
+    requests.of("a1").become(100)
+    assert requests.connected() == "a1 a2 a3"
+    assert len(requests.made) == 2
+
+
 def test_an_idle_shared_connection_is_shared_again() -> None:
     """It is idle when the last request leaves, and takes several when they come back."""
     requests = Requests(size=9, negotiates=True)
@@ -488,6 +502,19 @@ def test_a_change_of_an_idle_connection_is_noted() -> None:
     connection.become(50)
     assert requests.count() == (1, 1, 0)
     assert requests.assignment.streams() == (1, 0, 50)
+
+
+def test_a_change_does_not_make_an_idle_connection_younger(now: list[float]) -> None:
+    """SETTINGS that come while nobody uses it: when it is too old, it is."""
+    requests = Requests(expiry=30.0, negotiates=True)
+    requests.acquire("a1")
+    requests.of("a1").become(100)
+    requests.release("a1")
+    requests.made[0].become(50)
+    now[0] += 30.125
+    requests.acquire("a2")
+    assert requests.closed() == requests.made[:1]
+    assert requests.of("a2") is requests.made[1]
 
 
 def test_an_idle_connection_that_never_said_what_it_is_can_be_used() -> None:
@@ -582,6 +609,22 @@ def test_who_gives_up_is_no_longer_given_way_to(now: list[float]) -> None:
     assert requests.connected() == "a1"
     requests.release("b1")
     assert requests.connected() == "a1 a2"
+
+
+def test_who_expects_another_connection_joins_when_nobody_needs_the_first_to_end(
+    now: list[float],
+) -> None:
+    """Though the one who gave up was the last that stood in line."""
+    requests = Requests(size=2, negotiates=True)
+    requests.acquire("a1")
+    requests.of("a1").become(1)
+    requests.acquire("a2", "a3", "b1")
+    assert requests.assignment.is_expecting(requests.by_name["a3"])
+    now[0] += 0.3
+    requests.of("a1").become(2)
+    assert requests.connected() == "a1 a2"  # the first connection gives way to b1
+    requests.release("b1")
+    assert requests.connected() == "a1 a2 a3"
 
 
 def test_a_connection_takes_requests_again_when_nobody_needs_it_to_end(now: list[float]) -> None:
@@ -699,6 +742,32 @@ def test_ctrl_c_at_each_line_of_giving_back(lines: int) -> None:
     requests.release("b1")
     connections, idle, waiting = requests.count()
     assert (connections - idle, waiting) == (0, 0)
+
+
+@pytest.mark.parametrize("lines", range(1, 60))
+def test_ctrl_c_at_each_line_of_going_on_alone(lines: int) -> None:
+    """And another thread's request, before anything is made good: no connection too many."""
+    requests = Requests(size=2, negotiates=True)
+    requests.acquire("a1", "a2")
+    with suppress(KeyboardInterrupt), interrupted_after(lines):
+        requests.stop_expecting("a2")
+    requests.acquire("b1")
+    requests.of("a1").become(1)
+    assert requests.count()[0] == 2
+
+
+@pytest.mark.parametrize("lines", range(1, 60))
+def test_ctrl_c_at_each_line_of_making_room(lines: int) -> None:
+    """Nobody is given the connection that has to go, and finds it closed under its feet."""
+    requests = Requests(size=1)
+    requests.acquire("a1")
+    requests.release("a1")
+    with suppress(KeyboardInterrupt), interrupted_after(lines):
+        requests.acquire("b1")
+    requests.acquire("a2")
+    requests.release("b1")
+    assert requests.connected() == "a2"
+    assert not requests.of("a2").closed
 
 
 class Walk:
