@@ -524,6 +524,23 @@ async def test_a_request_sent_again_does_not_carry_its_old_deadline(flavour, clo
         assert (await flavour.run(unbounded.send(request))).text == "ok"
 
 
+@pytest.mark.parametrize("status", [200, 404, 503])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_hook_may_set_timeouts_of_its_own(flavour, clock, status, stream):
+    """As with httpx; the response is the caller's."""
+
+    def be_patient(request: httpx.Request) -> None:
+        request.extensions["timeout"] = {"read": 60.0}
+
+    with ScriptedServer([answer(status)]) as server:
+        hooks = {"request": [flavour.hook(be_patient)]}
+        client = flavour.client(total_timeout=100.0, max_attempts=1, event_hooks=hooks)
+        request = client.build_request("GET", server.url)
+        response = await flavour.run(client.send(request, stream=stream))
+        assert response.status_code == status
+        assert await flavour.read(response) == b"ok"
+
+
 async def test_a_phase_shorter_than_the_deadline_still_holds(flavour):
     """read_timeout and a request's own `timeout=` go on to bound each attempt."""
     with ScriptedServer([hang()] * 3 + [answer()]) as server:

@@ -32,7 +32,9 @@ def bounded_copy(request: httpx.Request, policy: RetryPolicy, started: float) ->
 
 def settle(response: httpx.Response, sent: httpx.Request, request: httpx.Request) -> None:
     """End a call that was over with its first attempt, of which `sent` was the bounded copy."""
-    sent.extensions["timeout"].end(LATE)
+    deadline = sent.extensions.get("timeout")
+    if isinstance(deadline, Deadline):  # and not what a hook has put in its place
+        deadline.end(LATE)
     if response.request is sent:
         response.request = request
     for one in response.history:
