@@ -480,16 +480,18 @@ async def test_a_body_under_a_deadline_is_sent_as_without_one(flavour, clock, ma
     assert len(server.bodies) == (3 if kind.again else 1)
 
 
+class Signing(httpx.Auth):
+    """Reads the body."""
+
+    requires_request_body = True
+
+    def auth_flow(self, request: httpx.Request) -> Any:
+        request.headers["X-Length"] = str(len(request.content))
+        yield request
+
+
 async def test_a_body_that_an_auth_flow_reads_can_be_sent_again(flavour, clock):
     """It is in memory then: for the next attempt, and for the caller's next call, as in httpx."""
-
-    class Signing(httpx.Auth):
-        requires_request_body = True
-
-        def auth_flow(self, request: httpx.Request) -> Any:
-            request.headers["X-Length"] = str(len(request.content))
-            yield request
-
     for timeouts in ({}, {"total_timeout": 60}):
         with ScriptedServer([answer(503), answer(), answer()]) as server:
             client = flavour.client(auth=Signing(), **timeouts)
@@ -500,6 +502,18 @@ async def test_a_body_that_an_auth_flow_reads_can_be_sent_again(flavour, clock):
                 assert request.content == DATA
         assert set(server.bodies) == {DATA}
         assert {one.headers["x-length"] for one in server.requests} == {str(len(DATA))}
+
+
+async def test_a_body_that_an_auth_flow_has_read_outlives_a_failure(flavour):
+    """The caller may send the same request again after an exception, too."""
+    with ScriptedServer([reset(), answer()]) as server:
+        client = flavour.client(auth=Signing(), max_attempts=1)
+        content = flavour.generator(split(DATA))
+        request = client.build_request("PUT", server.url, content=content)
+        assert isinstance(await flavour.outcome(client.send, request), httpx.TransportError)
+        assert request.content == DATA
+        assert (await flavour.run(client.send(request))).status_code == 200
+    assert server.bodies[-1] == DATA
 
 
 async def test_a_multipart_request_is_sent_by_either_client(flavour, tmp_path):

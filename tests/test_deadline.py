@@ -392,6 +392,17 @@ async def test_a_wait_that_would_end_after_the_deadline_is_not_begun(flavour, cl
     assert len(server.requests) == len(response.extensions["retries"]) + 1 == 3
 
 
+async def test_no_attempt_begins_after_the_deadline(flavour, clock):
+    """The wait took longer than it should: the machine was asleep."""
+    clock.during_wait.append(lambda: clock.advance(60.0))
+    with ScriptedServer([answer(503)]) as server:
+        client = flavour.client(total_timeout=30.0)
+        outcome = await flavour.outcome(client.get, server.url)
+    assert isinstance(outcome, httpx.ReadTimeout)
+    assert named(outcome)
+    assert len(server.requests) == 1
+
+
 @pytest.mark.parametrize("value", ["9", "3600", IN_AN_HOUR], ids=["9", "3600", "date"])
 async def test_a_retry_after_beyond_the_deadline_is_answered_at_once(flavour, value, caplog):
     """No earlier retry than asked, no useless wait: the 429 itself, in no time, with the reason."""
@@ -522,6 +533,19 @@ async def test_a_request_sent_again_does_not_carry_its_old_deadline(flavour, clo
         clock.advance(150.0)
         unbounded = flavour.client()
         assert (await flavour.run(unbounded.send(request))).text == "ok"
+
+
+@pytest.mark.parametrize("last", [answer, reset])
+@pytest.mark.parametrize("extensions", [{}, {"retry": {"max_attempts": 1}}], ids=["", "retry"])
+async def test_a_redirect_s_request_can_be_sent_again(flavour, clock, last, extensions):
+    """As the response or the exception has it: the deadline ended with the call."""
+    with ScriptedServer([redirect("/there"), last(), answer()]) as server:
+        client = flavour.client(total_timeout=100.0, max_attempts=1, follow_redirects=True)
+        outcome = await flavour.outcome(client.get, server.url, extensions=extensions)
+        assert isinstance(outcome, httpx.Response if last is answer else httpx.ReadError)
+        assert outcome.request.url.path == "/there"
+        clock.advance(150.0)
+        assert (await flavour.run(flavour.pooled().send(outcome.request))).text == "ok"
 
 
 @pytest.mark.parametrize("status", [200, 404, 503])
