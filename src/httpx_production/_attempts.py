@@ -61,7 +61,7 @@ def begin_call(
         make_replayable(request, is_foreign=True)
     phases = dict(given.get("timeout") or client.timeout.as_dict())
     if sent is None:
-        lent = {**given, "timeout": phases, "attempt": 0, "retries": ()}
+        lent = {**given, "timeout": phases, "retries": ()}
     else:  # the very dict that the transport has
         lent, request.extensions = sent.extensions, given
     own = _copied(request, lent) if sent is None or sent is request else sent
