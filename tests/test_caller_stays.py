@@ -380,8 +380,27 @@ async def test_a_late_answer_of_a_mock_is_late(flavour: Flavour, clock: FakeCloc
     assert exc.__notes__[0] == "total_timeout of 1 s ran out"
 
 
+@pytest.mark.flavours("asyncio", "trio")
+@pytest.mark.parametrize("where", ["head", "body"])
+async def test_a_transport_that_knows_of_no_deadline_is_cancelled(
+    flavour: Flavour, where: str
+) -> None:
+    """An ASGI application, say, that waits for something: before its answer, or within it."""
+
+    async def waits(request: httpx.Request) -> httpx.Response:
+        if where == "head":
+            await anyio.sleep(60)
+        return httpx.Response(200, content=aendless(60))
+
+    client = flavour.client(transport=httpx.MockTransport(waits), total_timeout=TOTAL)
+    with anyio.fail_after(TOTAL + 1.5):
+        exc = await flavour.outcome(client.get, "http://x")
+    assert isinstance(exc, httpx.ReadTimeout)
+    assert "total_timeout of 0.3 s ran out" in exc.__notes__[0]
+
+
 async def test_a_retry_hook_may_use_up_the_time(flavour: Flavour, clock: FakeClock) -> None:
-    """Then nothing more is sent."""
+    """Then nothing more is sent, or waited for."""
     seen: list[httpx.Request] = []
     hooks = {"retry": [flavour.hook(lambda failed: clock.advance(5.0))]}
     client = flavour.client(
@@ -390,6 +409,7 @@ async def test_a_retry_hook_may_use_up_the_time(flavour: Flavour, clock: FakeClo
     exc = await flavour.outcome(client.get, "http://x")
     assert isinstance(exc, httpx.TimeoutException)
     assert len(seen) == 1
+    assert clock.delays == []
 
 
 # --- attempt_timeout ------------------------------------------------------------------------------
