@@ -745,15 +745,31 @@ def test_ctrl_c_at_each_line_of_giving_back(lines: int) -> None:
 
 
 @pytest.mark.parametrize("lines", range(1, 60))
-def test_ctrl_c_at_each_line_of_going_on_alone(lines: int) -> None:
+@pytest.mark.parametrize("next_one", ["comes", "goes on"])
+def test_ctrl_c_at_each_line_of_going_on_alone(lines: int, next_one: str) -> None:
     """And another thread's request, before anything is made good: no connection too many."""
+    requests = Requests(size=2, negotiates=True)
+    requests.acquire("a1", "a2", "a3")
+    with suppress(KeyboardInterrupt), interrupted_after(lines):
+        requests.stop_expecting("a2")
+    if next_one == "comes":
+        requests.acquire("b1")
+    else:
+        requests.stop_expecting("a3")
+    requests.of("a1").become(1)
+    assert requests.count()[0] == 2
+
+
+@pytest.mark.parametrize("lines", range(1, 60))
+def test_ctrl_c_at_each_line_before_the_close(lines: int) -> None:
+    """What is made good afterwards brings nothing into a pool that is closed."""
     requests = Requests(size=2, negotiates=True)
     requests.acquire("a1", "a2")
     with suppress(KeyboardInterrupt), interrupted_after(lines):
         requests.stop_expecting("a2")
-    requests.acquire("b1")
-    requests.of("a1").become(1)
-    assert requests.count()[0] == 2
+    requests.assignment.close(CLOSED)
+    requests.release("a2", "a1")
+    assert requests.count() == (0, 0, 0)
 
 
 @pytest.mark.parametrize("lines", range(1, 60))
