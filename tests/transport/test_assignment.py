@@ -277,6 +277,19 @@ def test_a_useless_connection_is_left_to_who_is_still_on_it(now: list[float]) ->
     assert requests.connected() == "a3"
 
 
+def test_who_comes_back_is_first_for_a_stream_too() -> None:
+    """Before those of its origin who have not had a connection yet."""
+    requests = Requests(size=1, negotiates=True)
+    requests.acquire("a1")
+    requests.of("a1").become(2)
+    requests.acquire("a2", "a3")
+    requests.of("a1").become(1)
+    requests.acquire("a1")
+    assert requests.connected() == "a2"
+    requests.of("a2").become(2)
+    assert requests.connected() == "a1 a2"
+
+
 def test_nothing_is_remembered_of_origins_that_are_gone() -> None:
     """A crawler that sees a million hosts doesn't fill the memory."""
     requests = Requests(size=1)
@@ -974,6 +987,8 @@ def test_whatever_happens_the_invariants_hold(seed: int, interrupts: bool) -> No
         raise
     connections, idle, waiting = walk.assignment.count()
     assert (connections - idle, waiting) == (0, 0)
+    left = walk.assignment._moving, walk.assignment._leaving, walk.assignment._dropping
+    assert left == ({}, {}, {})
     walk.assignment.close(CLOSED)
     assert walk.assignment.count() == (0, 0, 0)
     assert walk.assignment._origins == {}
