@@ -4,6 +4,7 @@ Subject: `client.py`.
 """
 
 import re
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import FrozenInstanceError, dataclass, field
@@ -355,6 +356,15 @@ async def test_the_last_of_five_responses_is_returned(flavour: Flavour, clock: F
     assert [f.outcome.content for f in response.extensions["retries"]] == [
         b"no %d" % n for n in range(4)
     ]
+
+
+async def test_a_wait_takes_its_time(flavour: Flavour) -> None:
+    """By a real clock, which the other tests leave out."""
+    with ScriptedServer([answer(503), answer()]) as server:
+        client = flavour.client(retry=RetryPolicy(backoff=lambda attempt: 0.2))
+        started = time.monotonic()
+        assert (await flavour.run(client.get(server.url))).status_code == 200
+        assert time.monotonic() - started >= 0.2
 
 
 async def test_waits_grow_with_a_jitter(flavour: Flavour, clock: FakeClock) -> None:
