@@ -268,6 +268,24 @@ async def test_a_small_error_body_can_be_looked_at_in_a_stream(
     assert asked == ["busy", "busy"]
 
 
+async def test_an_error_body_that_ends_early_is_asked_about_as_a_failure(
+    flavour: Flavour, clock: FakeClock
+) -> None:
+    """should_retry never takes half of a body for the whole."""
+    asked: list[Any] = []
+
+    def ask(request: httpx.Request, outcome: Any) -> bool:
+        asked.append(outcome)
+        return len(asked) < 2
+
+    half = answer(503, gzip.compress(b"busy")[:-8], {"Content-Encoding": "gzip"})
+    with ScriptedServer([half, answer(503, b"busy")]) as server:
+        client = flavour.client(retry=RetryPolicy(should_retry=ask))
+        assert (await flavour.run(client.get(server.url))).text == "busy"
+    assert isinstance(asked[0], httpx.TransportError)
+    assert asked[1].text == "busy"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_the_history_holds_no_large_body(
     flavour: Flavour, clock: FakeClock, stream: bool
