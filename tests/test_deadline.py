@@ -458,6 +458,26 @@ async def test_an_auth_flow_of_many_requests_shares_the_deadline(flavour):
     assert named(outcome)
 
 
+@pytest.mark.flavours("asyncio", "trio")
+@pytest.mark.parametrize("whose", ["client", "call"])
+async def test_an_auth_flow_that_waits_itself_is_cancelled_at_the_deadline(flavour, whose):
+    """It is the caller's code, of which no transport knows; a plain function can't be cancelled."""
+
+    class Waiting(httpx.Auth):
+        async def async_auth_flow(self, request: httpx.Request) -> Any:
+            await anyio.sleep(30)
+            yield request
+
+    options = {"client": {}, "call": {}, whose: {"auth": Waiting()}}
+    with ScriptedServer() as server:
+        client = flavour.client(total_timeout=TOTAL, **options["client"])
+        with ends_in_time():
+            outcome = await flavour.outcome(client.get, server.url, **options["call"])
+    assert isinstance(outcome, httpx.ReadTimeout)
+    assert named(outcome)
+    assert server.requests == []
+
+
 # --- streams --------------------------------------------------------------------------------------
 
 
