@@ -417,6 +417,42 @@ async def test_a_transport_that_knows_of_no_deadline_is_cancelled(
     assert "total_timeout of 0.3 s ran out" in exc.__notes__[0]
 
 
+async def test_of_a_body_by_a_foreign_transport_no_chunk_is_taken_too_late(
+    flavour: Flavour, clock: FakeClock
+) -> None:
+    """It takes no notice of the timeouts; each chunk takes 0.4 s."""
+    taken: list[float] = []
+
+    def chunk() -> bytes:
+        taken.append(clock.now)
+        clock.advance(0.4)
+        return b"x"
+
+    class Endless(httpx.SyncByteStream, httpx.AsyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            return iter(chunk, None)
+
+        def __aiter__(self) -> Any:  # no generator: trio warns when one is left to the collector
+            return self
+
+        async def __anext__(self) -> bytes:
+            return chunk()
+
+    class Foreign(httpx.BaseTransport, httpx.AsyncBaseTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            return httpx.Response(200, stream=Endless())
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            return self.handle_request(request)
+
+    exc = await flavour.outcome(
+        flavour.client(transport=Foreign(), total_timeout=1.0).get, "http://x"
+    )
+    assert isinstance(exc, httpx.ReadTimeout)
+    assert len(taken) == 3
+    assert exc.__notes__[0] == "total_timeout of 1 s ran out"
+
+
 async def test_a_retry_hook_may_use_up_the_time(flavour: Flavour, clock: FakeClock) -> None:
     """Then nothing more is sent, or waited for."""
     seen: list[httpx.Request] = []
