@@ -98,7 +98,7 @@ async def test_one_request_sent_by_two_calls_at_once(flavour: Flavour) -> None:
             lambda: hurried.send(request), lambda: patient.send(request),
             lambda: flavour.plain().send(request),
         ])  # fmt: skip
-    assert isinstance(outcomes[0], httpx.ReadTimeout)
+    assert isinstance(outcomes[0], httpx.TimeoutException)
     assert [outcome.text for outcome in outcomes[1:]] == ["ok", "ok"]
     assert attempts == [0]
 
@@ -106,11 +106,11 @@ async def test_one_request_sent_by_two_calls_at_once(flavour: Flavour) -> None:
 async def test_a_request_sent_later_by_a_plain_client(flavour: Flavour) -> None:
     """Its deadline was the first call's; so was that of a redirect's Request."""
     with ScriptedServer([redirect("/b"), answer(), redirect("/b")] + [answer()] * 9) as server:
-        client = flavour.client(total_timeout=TOTAL, follow_redirects=True)
+        client = flavour.client(total_timeout=1.0, follow_redirects=True)
         request = client.build_request("GET", server.url)
         response = await flavour.run(client.send(request))
         unfollowed = await flavour.run(client.send(request, follow_redirects=False))
-        await anyio.sleep(TOTAL)
+        await anyio.sleep(1.0)
         for again in (request, response.request, unfollowed.next_request):
             assert (await flavour.run(flavour.plain().send(again))).status_code == 200
 

@@ -123,6 +123,7 @@ def test_any_number_of_digits_is_its_number(number: int) -> None:
     assert parse_retry_after(str(number)) == expected
 
 
+@pytest.mark.time_limit(60.0)  # hypothesis makes its table of characters
 @given(st.one_of(st.text(), st.text("0123456789 ,:-+.eGMTadn\u0661\u00b2\uff11"), st.characters()))
 def test_any_text_is_none_or_finite_seconds(value: str) -> None:
     """Never raises, never negative, never infinite, never NaN."""

@@ -323,10 +323,8 @@ async def test_a_dropped_connection_fails_all_its_streams_at_once(flavour: Flavo
             peer.request()
 
     with H2Peer(script) as server:
-        client = one_attempt(flavour)
-        started = time.monotonic()
+        client = one_attempt(flavour, read_timeout=60.0)  # beyond the test's own limit
         outcomes = await flavour.gather(lambda: client.get(server.url) for _ in range(40))
-        assert time.monotonic() - started < 2
         assert {type(outcome) for outcome in outcomes} <= {
             httpx.RemoteProtocolError,
             httpx.ReadError,
