@@ -786,7 +786,7 @@ async def test_a_flow_s_request_has_each_call_s_deadline(flavour: Flavour) -> No
         assert (await flavour.run(client.get(server.url))).status_code == 200
         started = time.monotonic()
         assert isinstance(await flavour.outcome(client.get, server.url), httpx.TimeoutException)
-        assert time.monotonic() - started < 3.0
+        assert time.monotonic() - started < 4.5
         assert (await flavour.run(client.get(server.url))).status_code == 200
 
 
@@ -827,7 +827,7 @@ async def test_no_wait_is_begun_that_hooks_have_left_no_time_for(
         outcome = await flavour.outcome(client.get, server.url)
         assert isinstance(outcome, httpx.ReadTimeout)
         assert "total_timeout" in "".join(outcome.__notes__)
-        assert time.monotonic() - started < 3.0
+        assert time.monotonic() - started < 4.5
         assert len(server.requests) == 1
 
 

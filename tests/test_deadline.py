@@ -437,7 +437,7 @@ async def test_a_failed_response_whose_body_drips_is_not_waited_for(flavour):
         start = time.monotonic()
         response = await flavour.run(client.get(server.url))
     assert response.text == "ok"
-    assert time.monotonic() - start < 3  # and not the 100 s of the body
+    assert time.monotonic() - start < 10  # and not the 100 s of the body
     assert server.connections == 2
 
 

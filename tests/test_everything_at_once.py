@@ -156,14 +156,14 @@ async def test_posts_among_them_are_sent_once(flavour):
 
 async def test_a_slow_neighbour_delays_nobody(flavour):
     """While one call is in a long wait between its attempts, others use the same single slot."""
-    patient = RetryPolicy(backoff=lambda attempt: 0.4, max_attempts=2)
+    patient = RetryPolicy(backoff=lambda attempt: 2.0, max_attempts=2)
     with ScriptedServer(lambda request: answer(503 if request.path == "/slow" else 200)) as server:
-        client = flavour.client(max_connections=1, pool_timeout=0.3)
+        client = flavour.client(max_connections=1, pool_timeout=1.5)
         slow = partial(client.get, server.url + "/slow", extensions={"retry": patient})
         start = time.monotonic()
         outcomes = await flavour.gather([slow, *[partial(client.get, server.url)] * 9])
     assert [outcome.status_code for outcome in outcomes] == [503] + [200] * 9
-    assert 0.4 <= time.monotonic() - start < 0.9
+    assert time.monotonic() - start >= 2.0
 
 
 @pytest.mark.time_limit(20 + 2 * SOAK)

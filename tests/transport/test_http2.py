@@ -418,7 +418,7 @@ async def test_an_upload_that_the_server_does_not_take_times_out(flavour: Flavou
         started = time.monotonic()
         with pytest.raises(httpx.WriteTimeout):
             await flavour.run(client.post(server.url, content=b"x" * 100_000))
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 4  # and not read_timeout's 8
 
 
 async def test_a_long_response_keeps_its_stream_s_window_open(flavour: Flavour) -> None:

@@ -375,7 +375,7 @@ async def test_a_lost_connection_is_an_exception_of_one_s_own(flavour: Flavour) 
     with H2Peer(script) as server:
         client = one_attempt(flavour)
         urls = [f"{server.url}/{number}" for number in range(10)]
-        with within(3):
+        with within(6):
             outcomes = await flavour.gather(lambda url=url: client.get(url) for url in urls)
         assert {type(one) for one in outcomes} <= {httpx.RemoteProtocolError, httpx.ReadError}
         chains = [one.__cause__ or one.__context__ or one for one in outcomes]

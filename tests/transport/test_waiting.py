@@ -252,7 +252,7 @@ async def test_a_connection_that_takes_no_more_streams_is_waited_for(flavour: Fl
         client = one_attempt(flavour, max_connections=1, pool_timeout=0.4)
         async with client.stream("GET", server.url):
             before = time.process_time()
-            with within(3):
+            with within(6):
                 outcome = await flavour.outcome(client.get, server.url)
         assert isinstance(outcome, httpx.PoolTimeout)
         assert time.process_time() - before < 0.4
@@ -415,7 +415,7 @@ async def test_a_busy_origin_does_not_starve_another(flavour: Flavour, kind: str
             busy = [callers.start(sync_loop if flavour.sync else async_loop) for _ in range(4)]
             await until(lambda: len(server.requests) > 4)
             try:
-                with within(3):
+                with within(6):
                     (outcome,) = await finished(callers.start(client.get, f"{other.url}/x"))
             finally:
                 stop.set()
