@@ -543,24 +543,32 @@ async def test_threads_are_no_neighbours(flavour: Flavour) -> None:
 
 
 @ASYNC
-@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("comes", ["at once", "after a PING", "late"])
 async def test_what_an_upload_has_taken_from_the_socket_is_read(
-    flavour: Flavour, late: bool
+    flavour: Flavour, comes: str
 ) -> None:
-    """It looks for an early answer, at one TLS record; another one waits for the next.
+    """It looks for an early answer, at one TLS record: which may be all of another one's.
 
-    Which may be no news, either, and no reason to give up.
+    Or the next one is. Which may be no news, either, and no reason to give up.
     """
-    sent, answered = threading.Event(), anyio.Event()
+    late = comes == "late"
+    waits, blocked, sent = threading.Event(), threading.Event(), threading.Event()
+    answered = anyio.Event()
 
     def script(peer: Peer) -> None:
-        reader, upload = peer.request(), peer.request()
+        reader = peer.request()
+        peer.send(PingFrame(0, opaque_data=b"12345678"))
+        peer.until(PingFrame)  # what came before was read
+        waits.set()
+        upload = peer.request()
         peer.until(DataFrame, upload)
+        assert blocked.wait(5)
         if late:
             peer.send(WindowUpdateFrame(0, window_increment=1))
             peer.send(WindowUpdateFrame(0, window_increment=1))
         else:
-            peer.send(PingFrame(0, opaque_data=b"12345678"))
+            if comes == "after a PING":
+                peer.send(PingFrame(0, opaque_data=b"12345678"))
             peer.echo(reader)
         sent.set()
         while peer.bodies[upload] != (b"abc" if late else b"ab"):
@@ -575,6 +583,7 @@ async def test_what_an_upload_has_taken_from_the_socket_is_read(
 
     async def body() -> AsyncIterator[bytes]:
         yield b"a"
+        blocked.set()
         assert sent.wait(5)  # in the event loop: nobody else sees that there is something
         yield b"b"
         if late:
@@ -585,7 +594,7 @@ async def test_what_an_upload_has_taken_from_the_socket_is_read(
         client = one_attempt(flavour)
         async with Callers(flavour) as callers:
             reader = callers.start(client.get, f"{server.url}/reader")
-            await until(lambda: len(server.requests) == 1)
+            await until(waits.is_set)
             upload = callers.start(client.post, f"{server.url}/upload", content=body())
             with within(PROMPT):
                 (answer,) = await finished(reader)

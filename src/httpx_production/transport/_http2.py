@@ -64,7 +64,7 @@ class HTTP2Connection:
         self._turn = Turn()
         self._write_failed = False
         self._noted, self._noted_at = 0, 0.0  # how many bytes had been sent, and when
-        self._has_more = False  # perhaps within TLS, where waiting for the socket doesn't see it
+        self._has_more = False  # perhaps: what waiting for the socket doesn't see, in TLS above all
         self._reading = Role(self._wait_readable, self._io.runtime)
         self._writing = Role(self._wait_writable, self._io.runtime)
 
@@ -199,7 +199,9 @@ class HTTP2Connection:
 
         rest = memoryview(chunk)
         while rest and not stream.is_finished():
-            self._receive_now()  # an early answer, or a GOAWAY
+            # An early answer, or a GOAWAY; or what the reader waits for, which has to be told.
+            if self._receive_now() and self._reading.owner is not None:
+                self._interrupt_reader()
             if self._turn.is_over(len(rest)):
                 await self._io.runtime.checkpoint()
             await self._flush(stream)  # what others have put in line, first
@@ -339,11 +341,15 @@ class HTTP2Connection:
             if data is not None:
                 self._wake(concerned)
                 if len(data) == READ_SIZE or self._io.pending():
-                    self._has_more = True
-                    self._io.base.interrupt()  # who waits for the socket, which won't show it
+                    self._interrupt_reader()
         except Exception as exc:
             self._fail(exc)
         return data
+
+    def _interrupt_reader(self) -> None:
+        """Have whoever waits for the socket look again, at what the socket won't show."""
+        self._has_more = True
+        self._io.base.interrupt()
 
     def _catch_up(self) -> None:
         """Take in what arrived while nobody was there: a server's leave comes last of all.
