@@ -486,9 +486,9 @@ async def test_ctrl_c_gives_everything_back(flavour: Flavour, place: str) -> Non
 
 
 class CtrlC:
-    """KeyboardInterrupt at the beginning of the n-th function that httpcore or we call."""
+    """KeyboardInterrupt at the beginning of the n-th function of httpcore's, h11's, or ours."""
 
-    PLACES = ("httpcore", "httpx_production/transport")
+    PLACES = ("httpcore", "/h11/", "httpx_production/transport")
 
     def __init__(self, number: int) -> None:
         self.left = number

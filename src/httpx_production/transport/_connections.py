@@ -154,14 +154,17 @@ class HTTPConnection:
 
         Not when the server sent more than its response: the rest would pass for the next answer.
         Nor when it answered a request that was not sent to its end, which h11 takes for sent: the
-        next one would pass for the rest of it.
+        next one would pass for the rest of it. Nor when Ctrl-C struck just as h11 made ready to
+        write the next one.
         """
         if self._expired or self.made is None or not self.made.is_idle():
             return False
         if self.made._network_stream.is_torn:
             return False
         h11_state = getattr(self.made, "_h11_state", None)
-        return h11_state is None or not h11_state.trailing_data[0]
+        if h11_state is None:
+            return True
+        return h11_state._writer is not None and not h11_state.trailing_data[0]
 
     def has_expired(self) -> bool:
         """Tell whether the server has closed it, or it is too old: asked before each request.

@@ -1,4 +1,4 @@
-"""The names of httpcore's and h2's that this package uses, and that a release may change.
+"""The names of httpcore's, h11's and h2's that this package uses, and that a release may change.
 
 They are looked for in a pool itself and in what it makes, not in version numbers: httpcore 1.0 has
 them, and httpcore2 from 2.1 on.
@@ -16,6 +16,7 @@ POOL = (
 )
 CONNECTION = "_connection _http1 _http2 _ssl_context _origin|_remote_origin"
 HTTP11 = "_network_stream _h11_state is_idle has_expired"
+H11 = "_writer trailing_data"
 HTTP2 = "_network_stream _origin _keepalive_expiry"
 H2 = "_receive_goaway_frame _receive_data_frame _data_to_send incoming_buffer"
 
@@ -61,5 +62,6 @@ def names_needed(pool: Any) -> Iterator[tuple[Any, str]]:
     yield getattr(core, f"{flavour}HTTP2Connection")(origin, None), HTTP2
     yield import_module("httpcore._synchronization").Lock, "__enter__"
     yield import_module("httpcore._trace").Trace, "__enter__ __aenter__"
+    yield import_module("h11").Connection(import_module("h11").CLIENT), H11
     yield import_module("h2.connection").H2Connection(), H2
     yield import_module("h2.frame_buffer").FrameBuffer(), "_data|data __next__"
