@@ -386,6 +386,23 @@ async def test_a_thread_may_write_while_another_one_reads(flavour: Flavour) -> N
     assert raised == []
 
 
+@ASYNC
+async def test_a_write_that_times_out_takes_nothing_from_who_reads(flavour: Flavour) -> None:
+    """A websocket's: what has come is no early answer; the reader would get it out of order."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        stream = _network.AsyncStream(_sockets.SocketIO(ours, _runtime.EventLoop()))
+        async with Callers(flavour) as callers:
+            reader = callers.start(stream.read, 3, timeout=5)
+            await anyio.wait_all_tasks_blocked()
+            theirs.sendall(b"one")
+            with pytest.raises(httpcore.WriteTimeout):
+                await stream.write(b"x", timeout=0)
+            theirs.sendall(b"two")
+            assert await finished(reader) == [b"one"]
+            assert await stream.read(3, timeout=5) == b"two"
+
+
 @pytest.mark.parametrize("tls", [False, True])
 async def test_a_stream_tells_about_itself(flavour: Flavour, tls: bool) -> None:
     """What httpcore's own tell; a name that nobody knows is None, a closed one is readable."""

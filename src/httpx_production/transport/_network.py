@@ -36,6 +36,7 @@ class NetworkStream:
         self.io = io
         self.connect_until = connect_until  # while the connection is being made
         self._early = b""  # of an answer that came while the request was being sent
+        self._is_read = False  # somebody is at it
         self.turn = Turn()
         self._has_sent = False  # something since it last received: then an answer takes its time
         self.is_torn = False  # what was to be sent has not been, or not to its end
@@ -52,10 +53,11 @@ class NetworkStream:
 
     async def receive(self, max_bytes: int, timeout: float | None) -> bytes:
         """Return what arrives within `timeout` seconds, b"" at the end."""
-        if early := self._early:
-            self._early = b""
-            return early
+        self._is_read = True
         try:
+            if early := self._early:
+                self._early = b""
+                return early
             limit = self.limit(timeout)
             may_wait = self._has_sent and not self.io.pending()
             if not may_wait and (data := self.io.receive(max_bytes)) is not None:
@@ -70,6 +72,8 @@ class NetworkStream:
             raise httpcore.ReadTimeout(str(exc)) from exc
         except OSError as exc:
             raise httpcore.ReadError(reason(exc)) from exc
+        finally:
+            self._is_read = False
 
     async def _wait_and_receive(self, max_bytes: int, limit: float | None) -> bytes:
         until = None if limit is None else monotonic() + limit
@@ -112,7 +116,12 @@ class NetworkStream:
                 raise TimeoutError("timed out")
 
     def _has_answer(self) -> bool:
-        """Tell whether the server has said something; a TLS record may hold no data at all."""
+        """Tell whether the server has said something; a TLS record may hold no data at all.
+
+        Not while another one reads, of an upgraded connection: that would get it too late.
+        """
+        if self._is_read:
+            return False
         try:
             self._early = self.io.receive(64 * 1024) or b""
         except OSError:
