@@ -193,7 +193,7 @@ class Peer:
         if padding:
             frame.pad_length = padding
             frame.flags.add("PADDED")
-        self._sock.settimeout(10)
+        self._sock.settimeout(30)  # longer than a test may take
         data = frame.serialize() * times
         with contextlib.suppress(OSError):
             self._sock.sendall(data)
@@ -328,7 +328,7 @@ class H2Peer:
 
     def _serve(self, sock: socket.socket, number: int) -> None:
         self.stopping.wait(self._handshake(number))
-        sock.settimeout(10)
+        sock.settimeout(30)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             sock = self._context.wrap_socket(sock, server_side=True)
