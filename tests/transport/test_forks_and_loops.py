@@ -152,6 +152,29 @@ def test_a_response_that_was_being_read_stays_the_parent_s(kind: str, tmp_path: 
         assert printed == "[0]\n/held\n0\n"
 
 
+LOCKED = """
+ask("/warm-up")
+(locked,) = client._transport._pool.core._loops.values()
+inside, leave = threading.Event(), threading.Event()
+def step():
+    inside.set()
+    assert leave.wait(12)
+threading.Thread(target=locked.do, args=[step]).start()
+assert inside.wait(12)
+codes = wait(fork(lambda: ask("/child")))
+leave.set()
+print(codes)
+"""
+
+
+@each_kind
+def test_a_child_has_a_lock_of_its_own(kind: str, tmp_path: Path) -> None:
+    """A thread holds the pool's while another one forks."""
+    program = COMMON.format(flavour="sync") + LOCKED
+    with serving(kind) as server:
+        assert run_program(program, server.url, write_ca(tmp_path / "ca"), limit=16) == "[0]\n"
+
+
 HAMMER = """
 import json
 over = False
