@@ -161,7 +161,7 @@ class Peer:
 
     def send(self, *frames: Frame) -> None:
         with contextlib.suppress(OSError):
-            self._sock.sendall(b"".join(frame.serialize() for frame in frames))
+            self.raw(b"".join(frame.serialize() for frame in frames))
 
     def settings(self, **values: int) -> None:
         """SETTINGS by name, as `settings(MAX_CONCURRENT_STREAMS=1)`."""
@@ -193,10 +193,8 @@ class Peer:
         if padding:
             frame.pad_length = padding
             frame.flags.add("PADDED")
-        self._sock.settimeout(30)  # longer than a test may take
-        data = frame.serialize() * times
         with contextlib.suppress(OSError):
-            self._sock.sendall(data)
+            self.raw(frame.serialize() * times)
         for window in (0, stream):
             self.sent[window] += frame.flow_controlled_length * times
 
@@ -237,6 +235,8 @@ class Peer:
         self.send(RstStreamFrame(stream, error_code=code))
 
     def raw(self, data: bytes) -> None:
+        """Send bytes as they are; half of them, in the last read's time, would end TLS."""
+        self._sock.settimeout(30)  # longer than a test may take
         self._sock.sendall(data)
 
     def end(self) -> None:
