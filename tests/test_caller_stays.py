@@ -417,6 +417,7 @@ async def test_a_transport_that_knows_of_no_deadline_is_cancelled(
     assert "total_timeout of 0.3 s ran out" in exc.__notes__[0]
 
 
+@pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")  # httpx2's
 async def test_of_a_body_by_a_foreign_transport_no_chunk_is_taken_too_late(
     flavour: Flavour, clock: FakeClock
 ) -> None:

@@ -595,6 +595,7 @@ async def test_a_connection_is_closed_just_before_it_is_waited_for(
     with H2Peer(script, settings={"INITIAL_WINDOW_SIZE": 2**30}) as server:
         client = one_attempt(flavour)
         await flavour.run(client.get(server.url))
+        await until(began.is_set)
         monkeypatch.setattr(_sockets.SocketIO, "wait", close_and_wait)
         content = bytes(30_000_000) if upload else b""
         with within(PROMPT), pytest.raises(httpx.TransportError):
