@@ -499,6 +499,29 @@ async def test_an_idle_connection_that_was_closed_is_not_used(flavour: Flavour, 
         assert (await flavour.run(client.post(f"{server.url}/next"))).text == "/next"
 
 
+async def test_an_idle_connection_that_says_more_than_is_read_is_not_used(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes after that may be the server's leave."""
+    monkeypatch.setattr(_http2, "MOST_PIECES", 5)
+
+    def script(peer: Peer) -> None:
+        peer.answer(peer.request())
+        for _ in range(10):
+            peer.send(PingFrame(0, opaque_data=b"12345678"))  # each in a TLS record of its own
+        sent.set()
+        peer.rest()
+
+    sent = threading.Event()
+    with H2Peer(script, serve) as server:
+        client = one_attempt(flavour)
+        await flavour.run(client.get(server.url))
+        assert sent.wait(5)
+        await anyio.sleep(0.05)
+        assert (await flavour.run(client.get(f"{server.url}/next"))).text == "/next"
+        assert len(server.peers) == 2
+
+
 @pytest.mark.parametrize("pings", [1, 200])
 async def test_pings_on_an_idle_connection_are_no_reason_to_leave_it(
     flavour: Flavour, pings: int
