@@ -479,46 +479,37 @@ async def test_a_silent_connection_gets_no_more_requests(flavour: Flavour) -> No
         assert len(server.peers) == 2
 
 
-@pytest.mark.parametrize("pings", [0, 10, _http2.MOST_PIECES + 10])
-async def test_an_idle_connection_that_was_closed_is_not_used(flavour: Flavour, pings: int) -> None:
+@pytest.mark.parametrize(
+    ("pings", "pieces", "closes"),
+    [
+        (0, _http2.MOST_PIECES, True),
+        (10, _http2.MOST_PIECES, True),
+        (_http2.MOST_PIECES + 10, _http2.MOST_PIECES, True),
+        (10, 5, False),  # it says more than is read: its leave may come after that
+    ],
+)
+async def test_an_idle_connection_that_was_closed_is_not_used(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch, pings: int, pieces: int, closes: bool
+) -> None:
     """A POST isn't lost to the server's FIN, whatever it has said before."""
+    monkeypatch.setattr(_http2, "MOST_PIECES", pieces)
 
     def script(peer: Peer) -> None:
         peer.answer(peer.request())
         for _ in range(pings):
             peer.send(PingFrame(0, opaque_data=b"12345678"))  # each in a TLS record of its own
-        peer.end()
-        closed.set()
-
-    closed = threading.Event()
-    with H2Peer(script, serve) as server:
-        client = one_attempt(flavour)
-        await flavour.run(client.get(server.url))
-        assert closed.wait(5)
-        await anyio.sleep(0.05)
-        assert (await flavour.run(client.post(f"{server.url}/next"))).text == "/next"
-
-
-async def test_an_idle_connection_that_says_more_than_is_read_is_not_used(
-    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What comes after that may be the server's leave."""
-    monkeypatch.setattr(_http2, "MOST_PIECES", 5)
-
-    def script(peer: Peer) -> None:
-        peer.answer(peer.request())
-        for _ in range(10):
-            peer.send(PingFrame(0, opaque_data=b"12345678"))  # each in a TLS record of its own
-        sent.set()
+        if closes:
+            peer.end()
+        said.set()
         peer.rest()
 
-    sent = threading.Event()
+    said = threading.Event()
     with H2Peer(script, serve) as server:
         client = one_attempt(flavour)
         await flavour.run(client.get(server.url))
-        assert sent.wait(5)
+        assert said.wait(5)
         await anyio.sleep(0.05)
-        assert (await flavour.run(client.get(f"{server.url}/next"))).text == "/next"
+        assert (await flavour.run(client.post(f"{server.url}/next"))).text == "/next"
         assert len(server.peers) == 2
 
 
