@@ -494,6 +494,7 @@ class World:
         self._folder = folder
         self.certificates = Certificates(self.new_folder("certificates"))
         self._running: dict[tuple[str, Options], Running] = {}
+        self._claims: list[socket.socket] = []
         with socket.create_server((LOOPBACK, 0), backlog=1024) as listener:
             self.application = f"http://{LOOPBACK}:{listener.getsockname()[1]}"
             self._application = subprocess.Popen(
@@ -565,7 +566,7 @@ class World:
             "credentials_text": options.credentials and f"{USER} {PASSWORD}",
             "microsocks_credentials": f"-u {USER} -P {PASSWORD}" if options.credentials else "",
         }
-        values |= zip(("plain", "tls", "admin"), free_ports(3), strict=True)
+        values |= zip(("plain", "tls", "admin"), claimed_ports(3, self._claims), strict=True)
         values["json"] = json.dumps(values, default=str)
         return values
 
@@ -578,6 +579,8 @@ class World:
         """End all."""
         for one in self._running.values():
             one.kill()
+        for claim in self._claims:
+            claim.close()
         assert self._application.stdin is not None
         self._application.stdin.close()
         self._application.wait(10)
@@ -588,11 +591,24 @@ def _hashed(password: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def free_ports(number: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server((LOOPBACK, 0))) for _ in range(number)]
-        return [one.getsockname()[1] for one in sockets]
+def claimed_ports(number: int, claims: list[socket.socket]) -> list[int]:
+    """Ports of 127.0.0.1 that nobody else will take, as long as the claims are open.
+
+    Below those that the kernel gives away; a claim is the same port of another address. A server
+    that listens with SO_REUSEPORT would get half of the connections meant for another one.
+    """
+    ports: list[int] = []
+    for port in range(10_000, 32_000):
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            claim = stack.enter_context(socket.socket())
+            claim.bind(("127.0.0.2", port))
+            socket.create_server((LOOPBACK, port)).close()
+            stack.pop_all()
+            claims.append(claim)
+            ports.append(port)
+        if len(ports) == number:
+            return ports
+    raise RuntimeError("no port is free")
 
 
 @contextlib.contextmanager
