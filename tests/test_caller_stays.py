@@ -67,6 +67,40 @@ async def test_a_request_is_as_it_was(
     await flavour.close(response)
 
 
+class WatchedRequest(httpx.Request):
+    """Remembers that its extensions were replaced; a copy has the same memory."""
+
+    replaced: list[httpx.Request]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "extensions" and hasattr(self, "replaced"):
+            self.replaced.append(self)
+
+
+@pytest.mark.parametrize("limits", [{"total_timeout": 30}, {"attempt_timeout": 30}])
+@pytest.mark.parametrize("statuses", [(), (503,)])
+async def test_a_call_with_a_deadline_writes_nothing_to_the_request(
+    flavour: Flavour, clock: FakeClock, limits: dict[str, Any], statuses: tuple[int, ...]
+) -> None:
+    """Another call that has it in hand at the same time would lose what it has put there."""
+    client = flavour.client(transport=mock(*statuses), **limits)
+    request = WatchedRequest("GET", "http://x", extensions={"timeout": {"read": 7.0}})
+    request.replaced = []
+    response = await flavour.run(client.send(request))
+    assert response.status_code == 200
+    assert not any(one is request for one in request.replaced)
+
+
+async def test_a_request_without_timeouts_may_say_so(flavour: Flavour) -> None:
+    """As in httpx: None in place of the four."""
+    for limits in ({}, {"total_timeout": 30}):
+        client = flavour.client(transport=mock(), **limits)
+        request = httpx.Request("GET", "http://x", extensions={"timeout": None})
+        assert (await flavour.run(client.send(request))).status_code == 200
+        assert request.extensions == {"timeout": None}
+
+
 async def test_a_failing_request_is_as_it_was(flavour: Flavour, clock: FakeClock) -> None:
     """The exception's own request has the history."""
 

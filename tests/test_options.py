@@ -636,21 +636,25 @@ def test_a_client_of_two_libraries_is_refused(kind: Any) -> None:
 class DirectSync(ProductionHTTPClient):
     """As authlib does it: httpx's constructor, called by name."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, retry: RetryPolicy | None = None, **options: Any) -> None:
+        if retry is not None:
+            self.retry = retry
         httpx.Client.__init__(self, **options)
 
 
 class DirectAsync(AsyncProductionHTTPClient):
     """The same for the async client."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, retry: RetryPolicy | None = None, **options: Any) -> None:
+        if retry is not None:
+            self.retry = retry
         httpx.AsyncClient.__init__(self, **options)
 
 
 async def test_a_subclass_may_call_httpx_s_constructor_directly(
     flavour: Flavour, clock: FakeClock
 ) -> None:
-    """The default policy is a class attribute, so the client retries all the same."""
+    """The client retries all the same, and keeps what was set before."""
     busy = httpx.MockTransport(lambda request: httpx.Response(503))
     client = (DirectSync if flavour.sync else DirectAsync)(
         transport=busy, event_hooks={"request": [flavour.hook(hook)]}
@@ -661,6 +665,10 @@ async def test_a_subclass_may_call_httpx_s_constructor_directly(
     assert client.pool_stats().connections == 0
     client.event_hooks = {"retry": [flavour.hook(hook)]}
     assert await flavour.run(client.get("http://x")) is not response
+    twice = RetryPolicy(max_attempts=2, total_timeout=600)
+    client = type(client)(retry=twice, transport=busy)
+    assert client.retry is twice
+    assert len((await flavour.run(client.get("http://x"))).extensions["retries"]) == 1
     await flavour.close(client)
 
 

@@ -6,7 +6,6 @@ the extensions of a copy, which shares headers and body with it. Nothing here se
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import httpx
@@ -22,12 +21,14 @@ LATE = "the response did not come in time"
 NO_TIME = "there was no time left for another attempt"
 
 
-def bounded_copy(request: httpx.Request, policy: RetryPolicy, started: float) -> httpx.Request:
+def bounded_copy(
+    request: httpx.Request, lent: dict[str, Any], policy: RetryPolicy, started: float
+) -> httpx.Request:
     """Return a copy of a plain request, for a first attempt within the policy's timeouts."""
-    deadline = _deadline_of_call(policy, request.extensions["timeout"], started)
+    lent["timeout"] = deadline = Deadline(lent["timeout"] or {}, started, policy.total_timeout)
     if policy.attempt_timeout is not None:
-        deadline = deadline_of_attempt(deadline, policy.attempt_timeout)
-    return _copied(request, {"timeout": deadline, "attempt": 0, "retries": ()})
+        lent["timeout"] = deadline_of_attempt(deadline, policy.attempt_timeout)
+    return _copied(request, lent)
 
 
 def settle(response: httpx.Response, sent: httpx.Request, request: httpx.Request) -> None:
@@ -49,10 +50,12 @@ def begin_call(
     started: float,
     outer: BaseException | None,
     sent: httpx.Request | None = None,
+    lent: dict[str, Any] | None = None,
 ) -> Call:
     """Return the state of a call that is more than the first attempt of a plain request.
 
-    `given` are the caller's extensions; `sent` is what the first attempt sent, if it did.
+    `given` are the caller's extensions; `sent` is what the first attempt sent, if it did, with the
+    extensions `lent`: the very dict that the transport has.
     """
     policy: RetryPolicy = client.retry
     if given.keys() - {"timeout"}:
@@ -60,14 +63,14 @@ def begin_call(
     if type(request.stream) is not httpx.ByteStream:
         make_replayable(request, is_foreign=True)
     phases = dict(given.get("timeout") or client.timeout.as_dict())
-    if sent is None:
+    if lent is None:
         lent = {**given, "timeout": phases, "retries": ()}
-    else:  # the very dict that the transport has
-        lent, request.extensions = sent.extensions, given
+    if sent is request:
+        request.extensions = given
     own = _copied(request, lent) if sent is None or sent is request else sent
     call = Call(own, policy, started, outer, request)
     if policy.attempt_timeout is not None or policy.total_timeout is not None:
-        call.deadline = _deadline_of_call(policy, phases, started)
+        call.deadline = Deadline(phases, started, policy.total_timeout)
     return call
 
 
@@ -130,11 +133,3 @@ def _copied(request: httpx.Request, extensions: dict[str, Any]) -> httpx.Request
     copied.__dict__ = state = request.__dict__.copy()
     state["extensions"] = extensions
     return copied
-
-
-def _deadline_of_call(
-    policy: RetryPolicy, phases: dict[str, float | None], started: float
-) -> Deadline:
-    total = policy.total_timeout
-    until = math.inf if total is None else started + total
-    return Deadline(phases, until, total or 0.0)

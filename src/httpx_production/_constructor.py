@@ -60,6 +60,16 @@ from .transport import AsyncPooledTransport, PooledTransport, PoolStats
 TransportT = TypeVar("TransportT", httpx.BaseTransport, httpx.AsyncBaseTransport)
 HooksT = TypeVar("HooksT")
 UNSET = type(httpx.USE_CLIENT_DEFAULT)
+STANDARD = RetryPolicy()
+# Of each instance, and not of the class: CPython doesn't specialize access to what both have.
+INITIAL_STATE = {
+    "_retry": STANDARD,
+    "_suspects": STANDARD.suspects,
+    "_timed": False,
+    "_has_flow": False,
+    "_overruns": False,
+    "_pooled_transports": (),
+}
 
 
 class HTTPXOptions(TypedDict, Generic[TransportT, HooksT], total=False):
@@ -140,15 +150,14 @@ class _SendableCookies(DefaultCookiePolicy):
 class ProductionOptions(_HTTPXClient[TransportT, HooksT]):
     """The constructor and the shared parts of both clients."""
 
-    # Class-level defaults: some subclasses call httpx's __init__ directly (authlib does).
-    _retry: RetryPolicy = RetryPolicy()
-    _suspects: Container[int] = _retry.suspects
-    _is_timed: bool = False  # whether the policy has a timeout
-    _pooled_transports: tuple[PooledTransport | AsyncPooledTransport, ...] = ()
     _transport_class: ClassVar[type[PooledTransport | AsyncPooledTransport]]
     _is_async: ClassVar[bool]
-    _has_flow: bool = False  # whether the client's auth may make requests of its own
-    _overruns: bool = False  # whether a transport of the caller's may go on after a deadline
+    _retry: RetryPolicy
+    _suspects: Container[int]
+    _timed: bool  # whether the policy has a timeout
+    _has_flow: bool  # whether the client's auth may make requests of its own
+    _overruns: bool  # whether a transport of the caller's may go on after a deadline
+    _pooled_transports: tuple[PooledTransport | AsyncPooledTransport, ...]
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Check a class that inherits from more than ours."""
@@ -258,7 +267,7 @@ class ProductionOptions(_HTTPXClient[TransportT, HooksT]):
     def _set_retry(self, policy: RetryPolicy) -> None:
         check_policy("client.retry", policy)
         self._retry, self._suspects = policy, policy.suspects
-        self._is_timed = (policy.attempt_timeout, policy.total_timeout) != (None, None)
+        self._timed = (policy.attempt_timeout, policy.total_timeout) != (None, None)
 
     if TYPE_CHECKING:
         retry: RetryPolicy
@@ -270,11 +279,15 @@ class ProductionOptions(_HTTPXClient[TransportT, HooksT]):
             doc="The policy of all requests that bring none of their own.",
         )
 
-    # httpx makes its transports in these two methods. They are private names of httpx, the only
-    # ones that are overridden: whatever it makes them for (arguments, proxies of the environment)
-    # is ours then, and nothing is built twice or swapped afterwards.
+    # httpx's constructors, which some subclasses call directly (authlib does), make transports in
+    # these two methods. They are private names of httpx, the only ones that are overridden:
+    # whatever it makes them for (arguments, proxies of the environment) is ours then, and nothing
+    # is built twice or swapped afterwards.
 
     def _init_transport(self, *args: Any, **options: Any) -> Any:
+        for name, value in INITIAL_STATE.items():  # here: each constructor of httpx's comes by
+            if not hasattr(self, name):
+                setattr(self, name, value)
         given = options.pop("transport", None)
         self._overruns |= overruns(given)
         return self._pooled(**options) if given is None else given
@@ -348,7 +361,7 @@ class ProductionOptions(_HTTPXClient[TransportT, HooksT]):
         extensions: Mapping[str, Any] | None = None,
     ) -> httpx.Request:
         """Build a request as httpx does, with a body that is sent again in full or not at all."""
-        if not isinstance(timeout, UNSET):
+        if type(timeout) is not UNSET:
             check_timeout(timeout)
         if content is not None and self._is_async:
             content = readable(content)

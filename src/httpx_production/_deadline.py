@@ -46,7 +46,8 @@ def current_value(timeout: float | None) -> float | None:
 class Deadline(dict[str, float | None]):
     """The four phases as httpx has them, each answered as min(phase, what is left).
 
-    Bounded by the instant `until`, which the `setting` of so many `seconds` made.
+    They end at the instant `until`, so many `seconds` (None: never) after `started`, as the
+    `setting` has it.
     `dict(deadline)` gives the phases back as they were.
     """
 
@@ -55,12 +56,13 @@ class Deadline(dict[str, float | None]):
     def __init__(
         self,
         phases: dict[str, float | None],
-        until: float,
-        seconds: float = 0.0,
+        started: float,
+        seconds: float | None,
         setting: str = "total_timeout",
     ) -> None:
         self.update(phases)
-        self.until, self.seconds, self.setting = until, seconds, setting
+        self.until = math.inf if seconds is None else started + seconds
+        self.seconds, self.setting = seconds or 0.0, setting
 
     def get(self, key: object, default: Any = None, /) -> Any:
         """Return the phase's timeout, never longer than what is left."""
@@ -86,7 +88,8 @@ class Deadline(dict[str, float | None]):
 
     def end(self, message: str) -> None:
         """Raise when the deadline has passed, else lift it."""
-        self.check(message)
+        if self.until <= monotonic():
+            raise self._expired(message, httpx.ReadTimeout)
         self.until = math.inf
 
     def add_note(self, exc: BaseException, *, at_once: bool = False) -> None:
@@ -98,9 +101,12 @@ class Deadline(dict[str, float | None]):
     def check(self, message: str, kind: type[httpx.TimeoutException] = httpx.ReadTimeout) -> None:
         """Raise when the deadline has passed: asked before a request and between two chunks."""
         if self.until <= monotonic():
-            exc = kind(message)
-            self.add_note(exc)
-            raise exc
+            raise self._expired(message, kind)
+
+    def _expired(self, message: str, kind: type[httpx.TimeoutException]) -> Exception:
+        exc = kind(message)
+        self.add_note(exc)
+        return exc
 
     @contextmanager
     def cancels(
@@ -120,10 +126,10 @@ class Deadline(dict[str, float | None]):
 
 def deadline_of_attempt(deadline: Deadline, attempt_timeout: float | None) -> Deadline:
     """Return the nearer one for an attempt that begins now, in a call with a deadline."""
-    if attempt_timeout is None or monotonic() + attempt_timeout >= deadline.until:
+    now = monotonic()
+    if attempt_timeout is None or now + attempt_timeout >= deadline.until:
         return deadline
-    until = monotonic() + attempt_timeout
-    return Deadline(dict(deadline), until, attempt_timeout, "attempt_timeout")
+    return Deadline(dict(deadline), now, attempt_timeout, "attempt_timeout")
 
 
 class TimedAuth(httpx.Auth):
@@ -175,7 +181,7 @@ class _LentTimeouts:
 
     def __init__(self, timeouts: dict[str, float | None]) -> None:
         if not isinstance(timeouts, Deadline):  # which a later call would take for the flow's own
-            timeouts = Deadline(timeouts, math.inf)
+            timeouts = Deadline(timeouts, 0.0, None)
         self._timeouts: Deadline = timeouts
         self._requests: list[httpx.Request] = []
         self._last: httpx.Request | None = None

@@ -253,10 +253,10 @@ def hurried(response: httpx.Response) -> Generator[Deadline]:
     """
     extensions = response.request.extensions
     timeouts = extensions.get("timeout", {})
-    until = monotonic() + DRAIN_TIME
+    limit = DRAIN_TIME
     if isinstance(timeouts, Deadline):
-        until = min(until, timeouts.until)
-    extensions["timeout"] = deadline = Deadline(dict(timeouts), until)
+        limit = min(limit, timeouts.left)
+    extensions["timeout"] = deadline = Deadline(dict(timeouts), monotonic(), limit)
     try:
         with suppress(Exception):
             yield deadline

@@ -78,29 +78,29 @@ class ProductionHTTPClient(ProductionOptions[httpx.BaseTransport, SyncHooks], ht
         follow_redirects: Any = DEFAULT,
     ) -> httpx.Response:
         """Send a request as httpx does, and again while its policy says so."""
-        given, timed, started, outer = request.extensions, self._is_timed, monotonic(), exception()
+        given, started, outer = request.extensions, monotonic(), exception()
         is_plain = "timeout" in given and len(given) == 1 and type(request.stream) is IN_MEMORY
-        if stream or not is_plain or auth is not DEFAULT or (timed and self._may_overrun()):
+        if stream or not is_plain or auth is not DEFAULT or (self._timed and self._may_overrun()):
             special = begin_call(self, request, given, started, outer)
             return self._repeat(special, None, stream, auth, follow_redirects)
-        call = response = None
-        sent = bounded_copy(request, self._retry, started) if timed else request
-        request.extensions = {"timeout": given["timeout"], "attempt": 0, "retries": ()}
+        call, response, own = None, None, {"timeout": given["timeout"], "attempt": 0, "retries": ()}
+        sent = bounded_copy(request, own, self._retry, started) if self._timed else request
+        sent.extensions = own
         try:  # httpx's own, and all there is to it unless it fails
             response = super().send(sent, stream=True, follow_redirects=follow_redirects)
             if response.status_code not in self._suspects:
                 response.read()
                 if type(getattr(response, DECODER, None)) is not IDENTITY:
                     ensure_complete(response)
-                if timed:
+                if sent is not request:
                     settle(response, sent, request)
-                response.extensions["retries"], request.extensions = (), given
+                response.extensions["retries"], sent.extensions = (), given
                 return response
-            call = begin_call(self, request, given, started, outer, sent)
+            call = begin_call(self, request, given, started, outer, sent, own)
             if not (failed := self._judge(call, response, stream)):
                 return self._finish(call, response, stream)
         except BaseException as exc:
-            call = call or begin_call(self, request, given, started, outer, sent)
+            call = call or begin_call(self, request, given, started, outer, sent, own)
             failed = self._recover(call, exc, response)
         return self._repeat(call, failed, stream, auth, follow_redirects)
 
@@ -207,29 +207,29 @@ class AsyncProductionHTTPClient(
         follow_redirects: Any = DEFAULT,
     ) -> httpx.Response:
         """Send a request as httpx does, and again while its policy says so."""
-        given, timed, started, outer = request.extensions, self._is_timed, monotonic(), exception()
+        given, started, outer = request.extensions, monotonic(), exception()
         is_plain = "timeout" in given and len(given) == 1 and type(request.stream) is IN_MEMORY
-        if stream or not is_plain or auth is not DEFAULT or (timed and self._may_overrun()):
+        if stream or not is_plain or auth is not DEFAULT or (self._timed and self._may_overrun()):
             special = begin_call(self, request, given, started, outer)
             return await self._repeat(special, None, stream, auth, follow_redirects)
-        call = response = None
-        sent = bounded_copy(request, self._retry, started) if timed else request
-        request.extensions = {"timeout": given["timeout"], "attempt": 0, "retries": ()}
+        call, response, own = None, None, {"timeout": given["timeout"], "attempt": 0, "retries": ()}
+        sent = bounded_copy(request, own, self._retry, started) if self._timed else request
+        sent.extensions = own
         try:  # httpx's own, and all there is to it unless it fails
             response = await super().send(sent, stream=True, follow_redirects=follow_redirects)
             if response.status_code not in self._suspects:
                 await response.aread()
                 if type(getattr(response, DECODER, None)) is not IDENTITY:
                     ensure_complete(response)
-                if timed:
+                if sent is not request:
                     settle(response, sent, request)
-                response.extensions["retries"], request.extensions = (), given
+                response.extensions["retries"], sent.extensions = (), given
                 return response
-            call = begin_call(self, request, given, started, outer, sent)
+            call = begin_call(self, request, given, started, outer, sent, own)
             if not (failed := await self._judge(call, response, stream)):
                 return await self._finish(call, response, stream)
         except BaseException as exc:
-            call = call or begin_call(self, request, given, started, outer, sent)
+            call = call or begin_call(self, request, given, started, outer, sent, own)
             failed = await self._recover(call, exc, response)
         return await self._repeat(call, failed, stream, auth, follow_redirects)
 
