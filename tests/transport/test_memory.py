@@ -30,6 +30,7 @@ KERNEL = 14 * MIB  # at most, of both sides' socket buffers on loopback
 
 
 @ASYNC
+@pytest.mark.time_limit(90)
 @pytest.mark.parametrize("count", [20, 90])
 async def test_unread_streams_are_bounded_together(flavour: Flavour, count: int) -> None:
     """A server that sends all that the windows allow on streams that nobody reads."""
@@ -47,7 +48,7 @@ async def test_unread_streams_are_bounded_together(flavour: Flavour, count: int)
         peer.rest()
 
     with H2Peer(script) as server:
-        client = one_attempt(flavour, read_timeout=15)
+        client = one_attempt(flavour, read_timeout=60)
         async with contextlib.AsyncExitStack() as stack:
             opening = [client.stream("GET", f"{server.url}/{n}") for n in range(count)]
 
@@ -56,11 +57,11 @@ async def test_unread_streams_are_bounded_together(flavour: Flavour, count: int)
 
             async with Callers(flavour) as callers:
                 started = [callers.start(enter, manager) for manager in opening]
-                await until(lambda: len(server.requests) == count)
+                await until(lambda: len(server.requests) == count, seconds=60)
                 # This one waits for its answer, so that all that comes is taken in.
                 reading = callers.start(client.get, f"{server.url}/reading")
-                await finished(*started)
-                (outcome,) = await finished(reading, seconds=15)
+                await finished(*started, seconds=60)
+                (outcome,) = await finished(reading, seconds=60)
             assert len(getattr(outcome, "content", b"")) == 3 * MIB, outcome
             assert sent[0] <= LIMIT + KERNEL
             assert len(server.peers) == 1
