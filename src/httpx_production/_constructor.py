@@ -60,16 +60,6 @@ from .transport import AsyncPooledTransport, PooledTransport, PoolStats
 TransportT = TypeVar("TransportT", httpx.BaseTransport, httpx.AsyncBaseTransport)
 HooksT = TypeVar("HooksT")
 UNSET = type(httpx.USE_CLIENT_DEFAULT)
-STANDARD = RetryPolicy()
-# Of each instance, and not of the class: CPython doesn't specialize access to what both have.
-INITIAL_STATE = {
-    "_retry": STANDARD,
-    "_suspects": STANDARD.suspects,
-    "_timed": False,
-    "_has_flow": False,
-    "_overruns": False,
-    "_pooled_transports": (),
-}
 
 
 class HTTPXOptions(TypedDict, Generic[TransportT, HooksT], total=False):
@@ -150,14 +140,15 @@ class _SendableCookies(DefaultCookiePolicy):
 class ProductionOptions(_HTTPXClient[TransportT, HooksT]):
     """The constructor and the shared parts of both clients."""
 
+    # Class-level defaults: some subclasses call httpx's __init__ directly (authlib does).
+    _retry: RetryPolicy = RetryPolicy()
+    _suspects: Container[int] = _retry.suspects
+    _timed: bool = False  # whether the policy has a timeout
+    _pooled_transports: tuple[PooledTransport | AsyncPooledTransport, ...] = ()
     _transport_class: ClassVar[type[PooledTransport | AsyncPooledTransport]]
     _is_async: ClassVar[bool]
-    _retry: RetryPolicy
-    _suspects: Container[int]
-    _timed: bool  # whether the policy has a timeout
-    _has_flow: bool  # whether the client's auth may make requests of its own
-    _overruns: bool  # whether a transport of the caller's may go on after a deadline
-    _pooled_transports: tuple[PooledTransport | AsyncPooledTransport, ...]
+    _has_flow: bool = False  # whether the client's auth may make requests of its own
+    _overruns: bool = False  # whether a transport of the caller's may go on after a deadline
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Check a class that inherits from more than ours."""
@@ -279,15 +270,11 @@ class ProductionOptions(_HTTPXClient[TransportT, HooksT]):
             doc="The policy of all requests that bring none of their own.",
         )
 
-    # httpx's constructors, which some subclasses call directly (authlib does), make transports in
-    # these two methods. They are private names of httpx, the only ones that are overridden:
-    # whatever it makes them for (arguments, proxies of the environment) is ours then, and nothing
-    # is built twice or swapped afterwards.
+    # httpx makes its transports in these two methods. They are private names of httpx, the only
+    # ones that are overridden: whatever it makes them for (arguments, proxies of the environment)
+    # is ours then, and nothing is built twice or swapped afterwards.
 
     def _init_transport(self, *args: Any, **options: Any) -> Any:
-        for name, value in INITIAL_STATE.items():  # here: each constructor of httpx's comes by
-            if not hasattr(self, name):
-                setattr(self, name, value)
         given = options.pop("transport", None)
         self._overruns |= overruns(given)
         return self._pooled(**options) if given is None else given
