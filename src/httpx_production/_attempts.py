@@ -1,7 +1,8 @@
 """What both clients do around an attempt, written once: the request that is sent, its deadline.
 
 The caller's Request stays as it was. What a call lends it (the attempt's number, a deadline) is in
-the extensions of a copy, which shares headers and body with it. Nothing here sends or waits.
+the extensions of a copy, which shares headers and body with it; a plain first attempt without a
+deadline borrows the Request itself, and gives it its extensions back. Nothing here sends or waits.
 """
 
 from __future__ import annotations
