@@ -363,7 +363,7 @@ class HTTP2Connection:
 
     def _flush_now(self) -> bool:
         """Hand what is in line to the socket, without waiting; False when some of it is left."""
-        if not (self._unsent or self._protocol.has_data_to_send() or self._io.has_unsent()):
+        if not (self._unsent or self._protocol.has_data_to_send() or self._io.has_unsent):
             return True
         if self._protocol.whole.is_torn():
             return True  # by Ctrl-C: what has gone already, and what has not, nobody knows

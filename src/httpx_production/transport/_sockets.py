@@ -28,6 +28,8 @@ _sockets: WeakSet[SocketIO] = WeakSet()
 class SocketIO:
     """A socket: closed at once, or by whoever waits for it, woken by that."""
 
+    has_unsent = False  # whether something that was taken has not gone to the socket
+
     def __init__(self, sock: socket.socket, runtime: Runtime) -> None:
         self.socket = sock
         self.runtime = runtime
@@ -59,10 +61,6 @@ class SocketIO:
             return 0
         self.sent += sent
         return sent
-
-    def has_unsent(self) -> bool:
-        """Tell whether something that was taken has not gone to the socket: here never."""
-        return False
 
     def flush(self) -> bool:
         """Send on what was taken; tell whether all of it has gone."""
@@ -124,6 +122,7 @@ class TLSIO:
 
     def __init__(self, below: SocketIO | TLSIO, context: Any, server_hostname: str | None) -> None:
         self._below = below
+        self.base: SocketIO = below.base  # the socket beneath
         self.runtime: Runtime = below.runtime
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._unsent = b""
@@ -133,11 +132,6 @@ class TLSIO:
         # again by a finalizer or a signal handler that has interrupted its holder.
         self._lock = threading.RLock()
         self.object: ssl.SSLObject = wrap(context, self._incoming, self._outgoing, server_hostname)
-
-    @property
-    def base(self) -> SocketIO:
-        """The socket beneath."""
-        return self._below.base
 
     @property
     def closed(self) -> bool:
@@ -186,13 +180,14 @@ class TLSIO:
             finally:
                 self.flush()
 
+    @property
     def has_unsent(self) -> bool:
-        """Tell whether something encrypted has not gone to the socket."""
-        return bool(self._unsent or self._outgoing.pending) or self._below.has_unsent()
+        """Whether something encrypted has not gone to the socket."""
+        return bool(self._unsent or self._outgoing.pending) or self._below.has_unsent
 
     def flush(self) -> bool:
         """Send on what is encrypted; tell whether all of it has gone."""
-        if not self.has_unsent():
+        if not self.has_unsent:
             return True
         with self._lock:
             if self._outgoing.pending:
