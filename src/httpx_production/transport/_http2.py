@@ -54,7 +54,7 @@ class HTTP2Connection:
         self._io = network_stream.io
         self._keepalive_expiry = keepalive_expiry
         self._changed = changed  # called when `capacity` has changed
-        self._told = self.capacity_of(None)
+        self._told: int | None = None
         self._expire_at = math.inf
         self._protocol = HTTP2Protocol()
         self._initiated = False
@@ -70,14 +70,11 @@ class HTTP2Connection:
 
     # --- what the pool asks -----------------------------------------------------------------------
 
-    def capacity_of(self, limit: int | None) -> int | None:
-        """Return how many requests are let on a connection whose server allows `limit`."""
-        return limit if self.shared or limit == 0 else 1
-
     @property
     def capacity(self) -> int | None:
         """How many requests it takes at a time; 0: no new ones; None: not known yet."""
-        return self.capacity_of(self._protocol.capacity)
+        limit = self._protocol.capacity
+        return limit if self.shared or limit == 0 else 1
 
     def can_handle_request(self, origin: httpcore.Origin) -> bool:
         """Tell whether it leads there."""
@@ -341,7 +338,7 @@ class HTTP2Connection:
             if data is not None:
                 self._wake(concerned)
                 if len(data) == READ_SIZE or self._io.pending():
-                    self._interrupt_reader()
+                    self._has_more = True
         except Exception as exc:
             self._fail(exc)
         return data
@@ -396,6 +393,6 @@ class HTTP2Connection:
         self._tell()
 
     def _tell(self) -> None:
-        if self._told != (capacity := self.capacity):
-            self._told = capacity
+        if self._told != (limit := self._protocol.capacity):
+            self._told = limit
             self._changed()

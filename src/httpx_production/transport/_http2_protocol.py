@@ -210,7 +210,7 @@ class HTTP2Protocol:
             return self._begin(request)
 
     def _begin(self, request: httpcore.Request) -> HTTP2Stream:
-        room = 1 if self.capacity is None else self.capacity
+        room = 1 if (capacity := self.capacity) is None else capacity
         if len(self.streams) >= room:
             raise httpcore.ConnectionNotAvailable
         headers = _request_headers(request)
