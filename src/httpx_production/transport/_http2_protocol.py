@@ -37,6 +37,7 @@ BATCH = 64 * 1024  # bytes of a request's body that are put in line at a time
 # What servers say of a head that is too large: nginx; apache, nghttpd and node; lighttpd.
 BLAMES = ErrorCodes.ENHANCE_YOUR_CALM, ErrorCodes.COMPRESSION_ERROR, ErrorCodes.FRAME_SIZE_ERROR
 BODY_HEADERS = frozenset((b"content-length", b"transfer-encoding"))
+Fields = list[tuple[bytes, bytes]]
 OURS = httpcore.ProtocolError, httpcore.ConnectionNotAvailable, OSError
 
 # As h11 has them for HTTP/1.1 (RFC 9110 sections 5.1 and 5.5), for `translate`: a third of what a
@@ -108,9 +109,8 @@ def _settings() -> h2.settings.Settings:
     return settings
 
 
-def _request_headers(request: httpcore.Request) -> list[tuple[bytes, bytes]]:
-    """Return the header block; raise for what HTTP/1.1 would not send either, and h2 would."""
-    fields = [(name.lower(), value) for name, value in request.headers]
+def _header_block(request: httpcore.Request, fields: Fields) -> Fields:
+    """Return what is sent; raise for what HTTP/1.1 would not send either, and h2 would."""
     for name, value in fields:
         if not name or name.translate(None, _OF_TOKENS):
             raise httpcore.LocalProtocolError(f"illegal request: header name {name!r}")
@@ -216,8 +216,9 @@ class HTTP2Protocol:
         room = 1 if (capacity := self.capacity) is None else capacity
         if len(self.streams) >= room:
             raise httpcore.ConnectionNotAvailable
-        headers = _request_headers(request)
-        has_body = not BODY_HEADERS.isdisjoint([name.lower() for name, _ in request.headers])
+        fields = [(name.lower(), value) for name, value in request.headers]
+        headers = _header_block(request, fields)
+        has_body = not BODY_HEADERS.isdisjoint(dict(fields))
         try:
             stream = HTTP2Stream(self.state.get_next_available_stream_id(), request, has_body)
             self.state.send_headers(stream.id, headers, end_stream=stream.is_sent)
