@@ -35,11 +35,11 @@ from servers import (
 
 from httpx_production import RetryPolicy, _deadline
 from httpx_production._deadline import (
-    Deadline,
     LiveTimeout,
     TimedAuth,
     current_value,
     deadline_of_attempt,
+    make_deadline,
 )
 
 pytestmark = [
@@ -101,7 +101,7 @@ def test_an_ordinary_timeout_is_worth_what_it_says(clock: FakeClock) -> None:
 def test_a_deadline_answers_each_phase_with_what_is_left(clock: FakeClock) -> None:
     """By `get` and by index, an absent phase too; as a dict it is what it was made of."""
     phases: dict[str, float | None] = {"connect": 5.0, "read": 0.5, "write": None}
-    deadline = Deadline(phases, clock.now - 1.0, 3.0)
+    deadline = make_deadline(phases, clock.now - 1.0, 3.0)
     assert [deadline.get(name) for name in ("connect", "read", "write")] == [2.0, 0.5, 2.0]
     assert [deadline[name] for name in ("connect", "read", "write")] == [2.0, 0.5, 2.0]
     assert [deadline.get("pool"), deadline.get("pool", 1.0)] == [2.0, 1.0]
@@ -118,7 +118,7 @@ def test_the_note_is_made_once_and_only_at_the_deadline(
 ) -> None:
     """A phase that timed out by itself is not blamed on total_timeout."""
     exc = httpx.ReadTimeout("slow")
-    deadline = Deadline({}, clock.now + left - 1.5, 1.5)
+    deadline = make_deadline({}, clock.now + left - 1.5, 1.5)
     deadline.add_note(exc)
     deadline.add_note(exc)
     assert getattr(exc, "__notes__", []) == ["total_timeout of 1.5 s ran out"] * notes
@@ -127,7 +127,7 @@ def test_the_note_is_made_once_and_only_at_the_deadline(
 @pytest.mark.parametrize("late", [0.0, 0.5, 5.0])
 def test_no_chunk_is_taken_at_the_deadline(clock: FakeClock, late: float) -> None:
     """Between two chunks the deadline is looked at, and it names itself."""
-    deadline = Deadline({}, clock.now, 2.0)
+    deadline = make_deadline({}, clock.now, 2.0)
     clock.advance(1.5)
     deadline.check("too late")
     clock.advance(0.5 + late)
@@ -146,7 +146,7 @@ async def test_what_ignores_its_timeouts_is_cancelled(
     monkeypatch.setattr(
         anyio, "move_on_after", lambda seconds: given.append(seconds) or move_on_after(0.01)
     )
-    deadline = Deadline({}, clock.now, 2.0)
+    deadline = make_deadline({}, clock.now, 2.0)
     with deadline.cancels("too late"):
         await anyio.lowlevel.checkpoint()
     clock.advance(5.0)
@@ -159,7 +159,7 @@ async def test_what_ignores_its_timeouts_is_cancelled(
 
 def test_an_attempt_does_not_outlast_its_call(clock: FakeClock) -> None:
     """The nearer one of both deadlines binds, and is named."""
-    of_call = Deadline({"read": 9.0}, clock.now, 5.0)
+    of_call = make_deadline({"read": 9.0}, clock.now, 5.0)
     for attempt_timeout in (None, 6.0):
         assert deadline_of_attempt(of_call, attempt_timeout) is of_call
     nearer = deadline_of_attempt(of_call, 4.0)
@@ -172,7 +172,7 @@ def test_an_attempt_s_deadline_is_one_look_at_the_clock(monkeypatch: pytest.Monk
     """The thread may be held up between two, and the attempt would outlast its call."""
     times = iter([0.9, 3.0])
     monkeypatch.setattr(_deadline, "monotonic", lambda: next(times))
-    of_call = Deadline({}, 0.0, 5.0)
+    of_call = make_deadline({}, 0.0, 5.0)
     assert deadline_of_attempt(of_call, 4.0).until == 4.9
     assert next(times) == 3.0
 
@@ -218,7 +218,7 @@ async def test_a_flow_s_own_requests_get_the_deadline(flavour: Flavour, clock: F
     """Unless they bring timeouts of their own, and only while it goes on, to its end."""
     plain = httpx.Request("POST", URL)
     own = httpx.Request("POST", URL, extensions={"timeout": {"read": 1.0}})
-    token, deadline = TokenFlow(plain, own), Deadline({}, clock.now, 2.0)
+    token, deadline = TokenFlow(plain, own), make_deadline({}, clock.now, 2.0)
     seen = await walk(flavour, TimedAuth(token), deadline)
     assert [request.method for request, _ in seen] == ["POST", "POST", "GET"]
     assert seen[0][1] is seen[2][1] is deadline
@@ -254,7 +254,7 @@ async def test_a_flow_ends_at_the_deadline(flavour: Flavour, clock: FakeClock) -
     """Whatever it does between its requests."""
     token = TokenFlow(httpx.Request("POST", URL))
     with pytest.raises(httpx.ReadTimeout, match="the auth flow did not end in time"):
-        await walk(flavour, TimedAuth(token), Deadline({}, clock.now - 2.0, 2.0))
+        await walk(flavour, TimedAuth(token), make_deadline({}, clock.now - 2.0, 2.0))
     assert token.ended
 
 
@@ -262,7 +262,7 @@ async def test_a_flow_ends_at_the_deadline(flavour: Flavour, clock: FakeClock) -
 async def test_a_flow_that_is_left_early_is_ended(flavour: Flavour, clock: FakeClock) -> None:
     """Its `finally` runs when the call fails, not when the garbage collector comes by."""
     token = TokenFlow(httpx.Request("POST", URL))
-    deadline = Deadline({}, clock.now, 2.0)
+    deadline = make_deadline({}, clock.now, 2.0)
     assert len(await walk(flavour, TimedAuth(token), deadline, turns=1)) == 1
     assert token.ended
 

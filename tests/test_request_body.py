@@ -14,7 +14,7 @@ import pytest
 from conftest import FakeClock, Flavour
 from streams import AsyncOnly, Bare, Both, SyncOnly, Unseekable, at
 
-from httpx_production._deadline import Deadline
+from httpx_production._deadline import make_deadline
 from httpx_production._request_body import (
     AsyncBody,
     DualBody,
@@ -97,7 +97,7 @@ async def test_no_piece_of_a_body_is_sent_after_the_deadline(
 ) -> None:
     """Each piece came in time; all together did not. The next attempt's deadline is its own."""
     request = httpx.Request("PUT", URL, stream=stream)
-    bound_body(request, Deadline({}, clock.now, 2.0))
+    bound_body(request, make_deadline({}, clock.now, 2.0))
     pieces: Any = request.stream
     is_sync = isinstance(pieces, httpx.SyncByteStream)
     pieces = iter(pieces) if is_sync else aiter(pieces)
@@ -105,7 +105,7 @@ async def test_no_piece_of_a_body_is_sent_after_the_deadline(
     clock.advance(3.0)
     with pytest.raises(httpx.WriteTimeout, match="did not end in time"):
         next(pieces) if is_sync else await anext(pieces)
-    bound_body(request, Deadline({}, clock.now, 2.0))
+    bound_body(request, make_deadline({}, clock.now, 2.0))
     assert await sent(request.stream) == b"abc"
 
 

@@ -17,7 +17,7 @@ import pytest
 from conftest import FakeClock, Flavour
 from streams import AsyncOnly, Bare, SyncOnly
 
-from httpx_production._deadline import Deadline
+from httpx_production._deadline import make_deadline
 from httpx_production._response_body import (
     adiscard,
     atake_small,
@@ -149,7 +149,7 @@ async def test_a_handed_over_chunk_that_times_out_at_the_deadline_says_so(
 ) -> None:
     """With the note of total_timeout; without a deadline, or before it, only how much came."""
     for left, notes in ((5.0, 0), (0.005, 1), (None, 0)):
-        deadline = None if left is None else Deadline({}, clock.now + left - 9.0, 9.0)
+        deadline = None if left is None else make_deadline({}, clock.now + left - 9.0, 9.0)
         stalled = response(stream)
         hand_over(stalled, deadline)
         with pytest.raises(httpx.ReadTimeout, match="slow") as caught:
@@ -165,7 +165,7 @@ async def test_a_deadline_is_lifted_when_its_response_is_closed(
     stream: Any, flavour: Flavour
 ) -> None:
     """Whoever sends a Request of that call again is not bound by it."""
-    deadline = Deadline({"read": 3.0}, 0.0, 1.0)
+    deadline = make_deadline({"read": 3.0}, 0.0, 1.0)
     received = response(stream)
     hand_over(received, deadline)
     assert await read(received) == b"abc"
@@ -180,7 +180,7 @@ async def test_a_body_that_goes_on_beyond_the_deadline_is_ended(
 ) -> None:
     """Each chunk came in time; all together did not."""
     late = response(stream)
-    bound_stream(late, Deadline({}, clock.now, 2.0), cancels=False)
+    bound_stream(late, make_deadline({}, clock.now, 2.0), cancels=False)
     is_sync = isinstance(stream, httpx.SyncByteStream)
     chunks: Any = late.iter_raw() if is_sync else late.aiter_raw()
     assert (next(chunks) if is_sync else await anext(chunks)) == b"ab"
@@ -202,7 +202,7 @@ class Silent(AsyncOnly):
 async def test_a_body_that_stops_is_not_waited_for(flavour: Flavour) -> None:
     """Of a transport that knows no timeouts, neither by its reader nor when it is discarded."""
     late = response(Silent())
-    bound_stream(late, Deadline({}, monotonic(), 0.1), cancels=True)
+    bound_stream(late, make_deadline({}, monotonic(), 0.1), cancels=True)
     with pytest.raises(httpx.ReadTimeout, match="did not end in time"):
         await late.aread()
     failed = response(Silent())
@@ -214,7 +214,7 @@ async def test_a_body_that_stops_is_not_waited_for(flavour: Flavour) -> None:
 def test_a_discarded_body_gets_a_quarter_of_a_second(clock: FakeClock, limit: float | None) -> None:
     """Or what is left of the deadline; the caller's timeouts are back afterwards."""
     phases = {"read": 7.0}
-    timeouts = phases if limit is None else Deadline(phases, clock.now, limit)
+    timeouts = phases if limit is None else make_deadline(phases, clock.now, limit)
     failed = response(timeout=timeouts)
     with hurried(failed) as deadline:  # which suppresses AssertionError too
         hurry = failed.request.extensions["timeout"]

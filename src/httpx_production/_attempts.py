@@ -13,7 +13,7 @@ import httpx
 
 from ._arguments import policy_for
 from ._call import Call, FailedAttempt
-from ._deadline import Deadline, deadline_of_attempt
+from ._deadline import Deadline, deadline_of_attempt, make_deadline
 from ._request_body import bound_body, make_replayable
 from ._response_body import hand_over
 from .retry import RetryPolicy
@@ -26,7 +26,7 @@ def bounded_copy(
     request: httpx.Request, lent: dict[str, Any], policy: RetryPolicy, started: float
 ) -> httpx.Request:
     """Return a copy of a plain request, for a first attempt within the policy's timeouts."""
-    lent["timeout"] = deadline = Deadline(lent["timeout"] or {}, started, policy.total_timeout)
+    lent["timeout"] = deadline = make_deadline(lent["timeout"] or {}, started, policy.total_timeout)
     if policy.attempt_timeout is not None:
         lent["timeout"] = deadline_of_attempt(deadline, policy.attempt_timeout)
     return _copied(request, lent)
@@ -71,7 +71,7 @@ def begin_call(
     own = _copied(request, lent) if sent is None or sent is request else sent
     call = Call(own, policy, started, outer, request)
     if policy.attempt_timeout is not None or policy.total_timeout is not None:
-        call.deadline = Deadline(phases, started, policy.total_timeout)
+        call.deadline = make_deadline(phases, started, policy.total_timeout)
     return call
 
 
@@ -131,6 +131,5 @@ def end_call(call: Call, response: httpx.Response, stream: bool) -> httpx.Respon
 
 def _copied(request: httpx.Request, extensions: dict[str, Any]) -> httpx.Request:
     copied = object.__new__(type(request))
-    copied.__dict__ = state = request.__dict__.copy()
-    state["extensions"] = extensions
+    copied.__dict__ = {**request.__dict__, "extensions": extensions}
     return copied

@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 
 import httpx
 
-from ._deadline import Deadline
+from ._deadline import Deadline, make_deadline
 
 SMALL_BODY = 64 * 1024  # bytes of a failed response that are worth reading for its connection
 DRAIN_TIME = 0.25  # seconds that this may take
@@ -256,7 +256,7 @@ def hurried(response: httpx.Response) -> Generator[Deadline]:
     limit = DRAIN_TIME
     if isinstance(timeouts, Deadline):
         limit = min(limit, timeouts.left)
-    extensions["timeout"] = deadline = Deadline(dict(timeouts), monotonic(), limit)
+    extensions["timeout"] = deadline = make_deadline(dict(timeouts), monotonic(), limit)
     try:
         with suppress(Exception):
             yield deadline
