@@ -41,7 +41,7 @@ class Loopback:
         scheme = "https" if self._tls else "http"
         started = self._read()
         self.urls = [f"{scheme}://127.0.0.1:{port}/" for port in started["ports"]]
-        self.url, self._authority = self.urls[0], started["authority"]
+        self.url, self.authority = self.urls[0], started["authority"]
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -53,7 +53,7 @@ class Loopback:
 
     def trust(self) -> ssl.SSLContext:
         """Return a context for a client of a server over TLS: one each, for it sets ALPN there."""
-        return ssl.create_default_context(cadata=self._authority)
+        return ssl.create_default_context(cadata=self.authority)
 
     def counts(self) -> dict[str, int]:
         """Connections opened, and the most requests at a time, since the last call."""
