@@ -4,6 +4,7 @@ Subject: `_attempts.py`, `_call.py`.
 """
 
 import asyncio
+import gc
 import gzip
 import io
 import logging
@@ -11,6 +12,7 @@ import ssl
 import threading
 import time
 import tracemalloc
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -346,6 +348,24 @@ async def test_the_history_holds_no_large_body(
     assert (large.status_code, large.is_closed, small.content) == (503, True, b"small")
     assert large.elapsed is not None
     assert stream or len(LARGE) in sizes
+
+
+async def test_a_large_body_is_gone_before_the_next_attempt(
+    flavour: Flavour, clock: FakeClock
+) -> None:
+    """The first one's, too: `send()` has nothing more to do with it."""
+    seen: list[weakref.ref[httpx.Response]] = []
+
+    def ask(request: httpx.Request, outcome: Any) -> bool | None:
+        gc.collect()
+        assert [one() for one in seen] == [None] * len(seen)
+        seen.append(weakref.ref(outcome))
+        return None
+
+    client = flavour.client(retry=RetryPolicy(should_retry=ask))
+    with ScriptedServer([answer(503, LARGE), answer(503, LARGE), answer()]) as server:
+        assert (await flavour.run(client.get(server.url))).status_code == 200
+    assert len(seen) == 3
 
 
 def _read(response: httpx.Response) -> None:

@@ -15,7 +15,7 @@ from ._arguments import policy_for
 from ._call import Call, FailedAttempt
 from ._deadline import Deadline, deadline_of_attempt, make_deadline
 from ._request_body import bound_body, make_replayable
-from ._response_body import hand_over
+from ._response_body import ensure_complete, hand_over
 from .retry import RetryPolicy
 
 LATE = "the response did not come in time"
@@ -33,7 +33,10 @@ def bounded_copy(
 
 
 def settle(response: httpx.Response, sent: httpx.Request, request: httpx.Request) -> None:
-    """End a call that was over with its first attempt, of which `sent` was the bounded copy."""
+    """End a call that was over with its first attempt, which sent the request or a bounded copy."""
+    ensure_complete(response)
+    if sent is request:
+        return
     deadline = sent.extensions.get("timeout")
     if isinstance(deadline, Deadline):  # and not what a hook has put in its place
         deadline.end(LATE)

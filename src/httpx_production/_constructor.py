@@ -142,8 +142,9 @@ class ProductionOptions(_HTTPXClient[TransportT, HooksT]):
 
     # Class-level defaults: some subclasses call httpx's __init__ directly (authlib does).
     _retry: RetryPolicy = RetryPolicy()
-    _suspects: Container[int] = _retry.suspects
-    _timed: bool = False  # whether the policy has a timeout
+    # The policy's suspects, and whether it has a timeout. One attribute, since CPython can't
+    # specialize access to one that has a default in the class (PEP 659).
+    _each_request_asks: tuple[Container[int], bool] = (_retry.suspects, False)
     _pooled_transports: tuple[PooledTransport | AsyncPooledTransport, ...] = ()
     _transport_class: ClassVar[type[PooledTransport | AsyncPooledTransport]]
     _is_async: ClassVar[bool]
@@ -257,14 +258,14 @@ class ProductionOptions(_HTTPXClient[TransportT, HooksT]):
 
     def _set_retry(self, policy: RetryPolicy) -> None:
         check_policy("client.retry", policy)
-        self._retry, self._suspects = policy, policy.suspects
-        self._timed = (policy.attempt_timeout, policy.total_timeout) != (None, None)
+        is_timed = (policy.attempt_timeout, policy.total_timeout) != (None, None)
+        self._retry, self._each_request_asks = policy, (policy.suspects, is_timed)
 
     if TYPE_CHECKING:
         retry: RetryPolicy
         """The policy of all requests that bring none of their own."""
     else:
-        retry = property(  # read by each request, hence without a Python function
+        retry = property(
             attrgetter("_retry"),
             _set_retry,
             doc="The policy of all requests that bring none of their own.",

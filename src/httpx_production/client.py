@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from inspect import isawaitable
 from sys import exception
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, cast
 
 import httpx
 
@@ -49,6 +49,9 @@ AsyncSend = Callable[..., Awaitable[httpx.Response]]
 DEFAULT = httpx.USE_CLIENT_DEFAULT
 IN_MEMORY = httpx.ByteStream
 
+# httpx runs its own hooks, whatever a subclass makes of the property; each timed request asks.
+hooks_of: Callable[[Any], dict[str, Any]] = cast("Any", httpx.AsyncClient.event_hooks).fget
+
 
 async def async_sleep(seconds: float) -> None:
     """Wait on asyncio or trio; anyio is imported by the first wait, not by `import`."""
@@ -79,20 +82,19 @@ class ProductionHTTPClient(ProductionOptions[httpx.BaseTransport, SyncHooks], ht
     ) -> httpx.Response:
         """Send a request as httpx does, and again while its policy says so."""
         given, started, outer = request.extensions, monotonic(), exception()
+        suspects, is_timed = self._each_request_asks
         is_plain = "timeout" in given and len(given) == 1 and type(request.stream) is IN_MEMORY
-        if stream or not is_plain or auth is not DEFAULT or (self._timed and self._may_overrun()):
+        if stream or not is_plain or auth is not DEFAULT or (is_timed and self._may_overrun()):
             special = begin_call(self, request, given, started, outer)
             return self._repeat(special, None, stream, auth, follow_redirects)
         call, response, own = None, None, {"timeout": given["timeout"], "attempt": 0, "retries": ()}
-        sent = bounded_copy(request, own, self._retry, started) if self._timed else request
+        sent = bounded_copy(request, own, self._retry, started) if is_timed else request
         sent.extensions = own
         try:  # httpx's own, and all there is to it unless it fails
             response = super().send(sent, stream=True, follow_redirects=follow_redirects)
-            if response.status_code not in self._suspects:
+            if response.status_code not in suspects:
                 response.read()
-                if type(getattr(response, DECODER, None)) is not IDENTITY:
-                    ensure_complete(response)
-                if sent is not request:
+                if is_timed or type(getattr(response, DECODER, None)) is not IDENTITY:
                     settle(response, sent, request)
                 response.extensions["retries"], sent.extensions = (), given
                 return response
@@ -102,6 +104,7 @@ class ProductionHTTPClient(ProductionOptions[httpx.BaseTransport, SyncHooks], ht
         except BaseException as exc:
             call = call or begin_call(self, request, given, started, outer, sent, own)
             failed = self._recover(call, exc, response)
+        response = None  # or its body would be there as long as this call
         return self._repeat(call, failed, stream, auth, follow_redirects)
 
     def _repeat(
@@ -208,20 +211,19 @@ class AsyncProductionHTTPClient(
     ) -> httpx.Response:
         """Send a request as httpx does, and again while its policy says so."""
         given, started, outer = request.extensions, monotonic(), exception()
+        suspects, is_timed = self._each_request_asks
         is_plain = "timeout" in given and len(given) == 1 and type(request.stream) is IN_MEMORY
-        if stream or not is_plain or auth is not DEFAULT or (self._timed and self._may_overrun()):
+        if stream or not is_plain or auth is not DEFAULT or (is_timed and self._may_overrun()):
             special = begin_call(self, request, given, started, outer)
             return await self._repeat(special, None, stream, auth, follow_redirects)
         call, response, own = None, None, {"timeout": given["timeout"], "attempt": 0, "retries": ()}
-        sent = bounded_copy(request, own, self._retry, started) if self._timed else request
+        sent = bounded_copy(request, own, self._retry, started) if is_timed else request
         sent.extensions = own
         try:  # httpx's own, and all there is to it unless it fails
             response = await super().send(sent, stream=True, follow_redirects=follow_redirects)
-            if response.status_code not in self._suspects:
+            if response.status_code not in suspects:
                 await response.aread()
-                if type(getattr(response, DECODER, None)) is not IDENTITY:
-                    ensure_complete(response)
-                if sent is not request:
+                if is_timed or type(getattr(response, DECODER, None)) is not IDENTITY:
                     settle(response, sent, request)
                 response.extensions["retries"], sent.extensions = (), given
                 return response
@@ -231,6 +233,7 @@ class AsyncProductionHTTPClient(
         except BaseException as exc:
             call = call or begin_call(self, request, given, started, outer, sent, own)
             failed = await self._recover(call, exc, response)
+        response = None  # or its body would be there as long as this call
         return await self._repeat(call, failed, stream, auth, follow_redirects)
 
     async def _repeat(
@@ -322,7 +325,7 @@ class AsyncProductionHTTPClient(
 
     def _may_overrun(self) -> bool:
         """Tell whether others than our transports may wait while a request is sent."""
-        hooks = super().event_hooks
+        hooks = hooks_of(self)
         return self._overruns or self._has_flow or bool(hooks["request"] or hooks["response"])
 
     async def close(self) -> None:
