@@ -475,14 +475,14 @@ def without(
 async def test_without_the_names_it_needs_httpcore_s_pool_serves(
     flavour: Flavour, without: str
 ) -> None:
-    """With one warning that says what is missing; the numbers are still told.
+    """With one warning that says what is missing, and where; the numbers are still told.
 
     Names are looked for; before, versions were compared.
     """
     kind = PooledTransport if flavour.sync else AsyncPooledTransport
     with pytest.warns(RuntimeWarning, match=re.escape(without)) as caught:
         transport: Any = kind()
-    assert len(caught) == 1
+    assert [warning.filename for warning in caught] == [__file__]
     core = httpcore.ConnectionPool if flavour.sync else httpcore.AsyncConnectionPool
     assert type(transport._pool) is core
     with ScriptedServer(echo) as server:
@@ -587,19 +587,26 @@ async def test_a_request_from_within_the_pool_is_refused(
 
 @pytest.mark.parametrize("kind", ["http", "https", "http2"])
 async def test_a_body_may_be_closed_twice(flavour: Flavour, kind: str) -> None:
-    """By whoever uses the transport without httpx's Response around it."""
+    """By whoever uses the transport without httpx's Response around it; it is told once."""
+    told: list[str] = []
+
+    def trace(name: str, info: dict[str, Any]) -> None:
+        told.append(name.partition(".")[2])
+
     with contextlib.ExitStack() as stack:
         server: Any = H2Peer() if kind == "http2" else ScriptedServer(echo, tls=kind == "https")
         stack.enter_context(server)
         pooled = PooledTransport if flavour.sync else AsyncPooledTransport
         transport: Any = pooled(client_context(), http2=True)
         send = transport.handle_request if flavour.sync else transport.handle_async_request
-        for _ in range(2):
-            request = httpx.Request("GET", f"{server.url}/x")
+        for number in range(2):
+            extensions = {"trace": flavour.hook(trace)}
+            request = httpx.Request("GET", f"{server.url}/x", extensions=extensions)
             response = await flavour.run(send(request))
             for _ in range(2):
                 await flavour.close(response.stream)
             assert transport.pool_stats().in_use == 0
+            assert told.count("response_closed.started") == number + 1
         await flavour.close(transport)
 
 
