@@ -16,9 +16,9 @@ from conftest import Flavour
 from h2_peer import H2Peer, Peer
 from helpers import ASYNC, PROMPT, Callers, finished, generators_left, one_attempt, until, within
 from hyperframe.frame import WindowUpdateFrame
-from servers import ScriptedServer, Step, chunked, full_backlog, hang, resolving
+from servers import ScriptedServer, Step, chunked, echo, full_backlog, hang, resolving
 
-from httpx_production.transport import _network
+from httpx_production.transport import PoolStats, _network
 from httpx_production.transport._connections import HTTPConnection
 
 pytestmark = [pytest.mark.anyio, generators_left]
@@ -281,3 +281,17 @@ async def test_closing_in_a_cancelled_scope_closes(flavour: Flavour) -> None:
         assert scope.cancelled_caught
         assert nothing_left(client)
         await until(lambda: all(sock.fileno() == -1 for sock in server._sockets))
+
+
+@ASYNC
+async def test_closing_what_was_read_keeps_the_connection(flavour: Flavour) -> None:
+    """Also where it is closed in a cancelled scope: a deadline that passed just then."""
+    with ScriptedServer(echo) as server:
+        transport = flavour.transport()
+        async with transport:
+            response = await transport.handle_async_request(httpx.Request("GET", server.url))
+            assert b"".join([part async for part in response.stream]) == b"/"
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await response.stream.aclose()
+            assert transport.pool_stats() == PoolStats(1, 1, 0, 0)
