@@ -17,6 +17,8 @@ from h2_peer import H2Peer
 from helpers import in_use, one_attempt
 from servers import ScriptedServer, client_context, echo
 
+from httpx_production.transport import _pools
+
 pytestmark = pytest.mark.anyio
 
 
@@ -57,6 +59,28 @@ async def test_a_wrapper_on_httpcore_s_pool_is_called(
         assert seen == [b"/0", b"/1"]
         assert server.connections == 1
         assert client.pool_stats().idle == 1
+
+
+async def test_without_a_wrapper_httpcore_s_function_is_left_out(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its list of requests is filled where somebody has wrapped it, and only there."""
+    listed: list[Any] = []
+    original = _pools._Requests.append
+
+    def append(requests: Any, pool_request: Any) -> None:
+        listed.append(pool_request)
+        original(requests, pool_request)
+
+    monkeypatch.setattr(_pools._Requests, "append", append)
+    owner = httpcore.ConnectionPool if flavour.sync else httpcore.AsyncConnectionPool
+    with ScriptedServer(echo) as server:
+        client = one_attempt(flavour)
+        assert (await flavour.run(client.get(server.url))).status_code == 200
+        assert listed == []
+        wrap(flavour, monkeypatch, owner, lambda request: None)
+        assert (await flavour.run(client.get(server.url))).status_code == 200
+        assert len(listed) == 1
 
 
 class Proxy:
