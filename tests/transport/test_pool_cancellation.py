@@ -19,7 +19,7 @@ import pytest
 from conftest import Flavour
 from h2_peer import H2Peer, Peer
 from helpers import ASYNC, SYNC, generators_left, one_attempt
-from servers import Received, ScriptedServer, Step, echo, full_backlog, message
+from servers import Received, ScriptedServer, Step, chunked, echo, full_backlog, message
 
 from httpx_production.transport import PoolStats
 
@@ -210,6 +210,18 @@ async def test_a_body_that_raises_gives_its_slot_back(flavour: Flavour, kind: st
         with pytest.raises(ZeroDivisionError):
             await flavour.run(client.post(server.url, content=body))
         await assert_whole(flavour, client, server.url, 1)
+
+
+async def test_a_body_that_breaks_off_gives_its_slot_back(flavour: Flavour) -> None:
+    """At once, in plain httpx's client too, which closes only what was read to its end."""
+    with ScriptedServer([chunked(b"part", end=b"", then="fin")]) as server:
+        client = flavour.pooled()
+        request = client.build_request("GET", server.url)
+        response = await flavour.run(client.send(request, stream=True))
+        with pytest.raises(httpx.RemoteProtocolError):
+            await flavour.read(response)
+        assert client._transport.pool_stats() == PoolStats(0, 0, 0, 0)
+        await flavour.close(response)
 
 
 # --- interruption -----------------------------------------------------------------------------
