@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import httpcore
 import httpx
 import pytest
 from conftest import Flavour
@@ -113,6 +114,26 @@ async def test_a_quick_handshake_is_waited_for(
         outcomes = await flavour.gather(lambda: client.get(server.url) for _ in range(50))
         assert [getattr(one, "status_code", one) for one in outcomes] == [200] * 50
         assert server.connections == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "expected"),
+    [
+        ("https://origin", {"http2": True}, True),
+        ("https://origin", {"http2": True, "proxy": "http://proxy"}, True),
+        ("https://origin", {"http2": False}, False),
+        ("http://origin", {"http2": True}, False),
+        ("http://origin", {"http2": True, "http1": False}, True),
+        ("http://origin", {"http2": True, "proxy": "http://proxy"}, False),
+    ],
+)
+async def test_only_what_requests_may_share_is_waited_for(
+    flavour: Flavour, url: str, options: dict[str, Any], expected: bool
+) -> None:
+    """HTTP/2, as far as is known before it is made: in the async client alone."""
+    core = flavour.transport(**options)._pool.core
+    connection = core._create(core._key(httpcore.Request("GET", url)), lambda: None)
+    assert connection.capacity == (None if expected and not flavour.sync else 1)
 
 
 @pytest.mark.parametrize("fault", ["handshake stalls", "address is dead"])
