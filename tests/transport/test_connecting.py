@@ -27,10 +27,13 @@ from servers import (
     client_context,
     echo,
     fill_backlog,
+    forward,
     full_backlog,
     hang,
     resolving,
 )
+
+from httpx_production.transport import _network
 
 pytestmark = [pytest.mark.anyio, generators_left]
 
@@ -295,6 +298,20 @@ async def test_one_dead_address_takes_the_whole_connect_timeout(flavour: Flavour
         client = one_attempt(flavour, connect_timeout=0.6)
         with within(0.6 + PROMPT, at_least=0.5), pytest.raises(httpx.ConnectTimeout):
             await flavour.run(client.get(url))
+
+
+@pytest.mark.parametrize("kind", ["http", "https", "tunnel"])
+async def test_a_connection_that_is_made_has_no_connect_timeout(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """However old it is when it is used again."""
+    with ScriptedServer(echo, tls=kind != "http") as server, ScriptedServer(forward) as proxy:
+        client = one_attempt(flavour, proxy=proxy.url if kind == "tunnel" else None)
+        assert (await flavour.run(client.get(f"{server.url}/1"))).text == "/1"
+        later = time.monotonic() + 100.0
+        monkeypatch.setattr(_network, "monotonic", lambda: later)
+        assert (await flavour.run(client.post(f"{server.url}/2", content=b"x"))).text == "/2"
+        assert server.connections == 1
 
 
 # --- a clock that stands still -------------------------------------------------------------------
