@@ -237,7 +237,8 @@ async def test_streams_in_flight_are_lost_with_a_connection_that_ends(flavour: F
 
 
 @BODY_LEFT
-async def test_a_generator_above_goaway_is_the_refusal(flavour: Flavour) -> None:
+@pytest.mark.parametrize("kind", ["our client", "httpx's client"])
+async def test_a_generator_above_goaway_is_the_refusal(flavour: Flavour, kind: str) -> None:
     """What was taken from it cannot be sent again: RemoteProtocolError, not StreamConsumed."""
 
     def script(peer: Peer) -> None:
@@ -247,7 +248,8 @@ async def test_a_generator_above_goaway_is_the_refusal(flavour: Flavour) -> None
         peer.rest()
 
     with H2Peer(script, serve) as server:
-        client = one_attempt(flavour)
+        pooled = flavour.pooled(http2=True, verify=client_context())
+        client = one_attempt(flavour) if kind == "our client" else pooled
         with pytest.raises(httpx.RemoteProtocolError):
             await flavour.run(client.post(server.url, content=flavour.generator([b"a", b"b"])))
         assert len(server.requests) == 1
