@@ -257,7 +257,10 @@ def test_a_client_in_a_second_event_loop(kind: str, backends: tuple[str, str]) -
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @pytest.mark.filterwarnings("ignore:Async generator 'http")
 def test_a_response_that_was_left_open_in_an_old_loop(kind: str, backend: str) -> None:
-    """Its loop is gone, and it held the only slot: the next loop's request gets one."""
+    """Its loop is gone, and it held the only slot: the next loop's request gets one.
+
+    That request closes what the old loop has left, which nobody counts any more.
+    """
     client = async_client(max_connections=1, timeout=4)
     left: list[Any] = []
     with serving(kind) as server:
@@ -270,7 +273,11 @@ def test_a_response_that_was_left_open_in_an_old_loop(kind: str, backend: str) -
             return str((await client.get(f"{server.url}/x")).text)
 
         anyio.run(leave, backend=backend)
+        sock = left[0].extensions["network_stream"].get_extra_info("socket")
         assert anyio.run(ask, backend=backend) == "/x"
+        assert sock.fileno() == -1
+        assert client.pool_stats().connections == 1
+        assert len(client._transport._pool.core._loops) == 1
         anyio.run(client.aclose, backend=backend)
         stats = client.pool_stats()
         assert (stats.connections, stats.in_use, stats.waiting) == (0, 0, 0)
