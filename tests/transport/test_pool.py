@@ -6,6 +6,7 @@ Subject: `transport/_pool.py`, `transport/_pools.py`, `transport/_pooled.py`,
 
 import ast
 import contextlib
+import dataclasses
 import re
 import socket
 import ssl
@@ -138,6 +139,13 @@ async def test_what_is_in_use_is_counted(flavour: Flavour, any_pool: Any) -> Non
             assert _stats(client) == PoolStats(1, 0, 1, 0)
         await flavour.close(client)
         assert _stats(client) == NOTHING
+
+
+def test_what_is_counted_is_a_frozen_record() -> None:
+    """One moment's numbers: nobody who is given them can change them for others."""
+    stats: Any = PoolStats(connections=2, idle=1, in_use=1, waiting=0)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        stats.idle = 2
 
 
 async def test_an_old_connection_is_not_used_again(flavour: Flavour, any_pool: Any) -> None:
