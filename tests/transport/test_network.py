@@ -13,6 +13,7 @@ import ssl
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -697,6 +698,40 @@ async def test_a_very_long_timeout_is_no_timeout(flavour: Flavour, seconds: floa
         client = flavour.client(verify=client_context(), timeout=seconds, max_connections=1)
         answers = await flavour.gather(lambda: client.get(server.url) for _ in range(2))
         assert [getattr(one, "text", one) for one in answers] == ["ok", "ok"]
+
+
+def runtime_of(flavour: Flavour) -> Any:
+    return _runtime.Blocking() if flavour.sync else _runtime.EventLoop()
+
+
+async def test_an_event_is_waited_for_as_long_as_was_said(flavour: Flavour) -> None:
+    """Time that has passed already is no time at all; what was set before is there even so."""
+    event = runtime_of(flavour).event()
+    with within(PROMPT):  # less than any wait of whole seconds, three times
+        for timeout in (-1.0, 0.0, 0.02):
+            assert not await _runtime_result(flavour, event.wait(timeout))
+    for _ in range(2):
+        event.set()
+    assert await _runtime_result(flavour, event.wait(0.0))
+
+
+async def test_a_thread_that_runs_no_loop_is_not_in_one(flavour: Flavour) -> None:
+    """A finalizer may run there: what the loop's requests wait for is left to the loop."""
+    runtime = runtime_of(flavour)
+    here = runtime.loop()
+    assert runtime.is_current(here)
+    with ThreadPoolExecutor() as pool:  # in the sync client, any thread will do
+        assert pool.submit(runtime.is_current, here).result() == flavour.sync
+
+
+def test_a_turn_is_over_after_some_bytes_or_some_operations() -> None:
+    """Many small ones keep others waiting as well as a few large ones; then it begins anew."""
+    turn = _runtime.Turn()
+    for _ in range(2):
+        assert not turn.is_over(turn.SHARE // 2)
+        assert turn.is_over(turn.SHARE // 2)
+    small = [turn.is_over(1) for _ in range(200)]
+    assert 2 <= small.count(True) <= 4
 
 
 def test_a_coroutine_of_the_sync_transport_never_suspends() -> None:
