@@ -134,8 +134,7 @@ async def test_what_fails_below_is_httpcore_s_exception(flavour: Flavour) -> Non
 
 async def test_a_socket_that_is_closed_just_before_the_wait(flavour: Flavour) -> None:
     """By another thread, after the look at whether it is closed: the network's error too."""
-    runtime = _runtime.Blocking() if flavour.sync else _runtime.EventLoop()
-    io = _sockets.SocketIO(socket.socket(), runtime)
+    io = _sockets.SocketIO(socket.socket(), runtime_of(flavour))
     io.socket.close()
 
     async def wait_and_receive() -> None:
@@ -310,6 +309,10 @@ async def test_a_socket_that_is_closed_is_not_waited_for(flavour: Flavour) -> No
                 await _runtime_result(flavour, stream.io.wait(0.5, write=write))
 
 
+def runtime_of(flavour: Flavour) -> Any:
+    return _runtime.Blocking() if flavour.sync else _runtime.EventLoop()
+
+
 async def _runtime_result(flavour: Flavour, coroutine: Any) -> Any:
     return _runtime.run(coroutine) if flavour.sync else await coroutine
 
@@ -328,10 +331,8 @@ async def test_a_write_that_waits_for_the_server_is_no_busy_loop(flavour: Flavou
     """The socket can be written to all the while; what is waited for is something to read."""
     ours, theirs = socket.socketpair()
     with theirs:
-        runtime: Any = _runtime.Blocking() if flavour.sync else _runtime.EventLoop()
-        tls: Any = _sockets.TLSIO(
-            _sockets.SocketIO(ours, runtime), ssl.create_default_context(), "x"
-        )
+        io = _sockets.SocketIO(ours, runtime_of(flavour))
+        tls: Any = _sockets.TLSIO(io, ssl.create_default_context(), "x")
         tls.object = Renegotiating()
         assert tls.send(b"data") == 0
         assert not await _runtime_result(flavour, tls.wait(0.05, write=True))
@@ -341,6 +342,34 @@ async def test_a_write_that_waits_for_the_server_is_no_busy_loop(flavour: Flavou
         assert tls.send(b"data") == 0  # takes in the record
         assert await _runtime_result(flavour, tls.wait(0.05, write=True))  # the socket has room
         tls.close()
+
+
+class Answering:
+    """An SSLObject that has something to say when it is read: its answer to a key update."""
+
+    def __init__(self, outgoing: Any) -> None:
+        self.outgoing = outgoing
+
+    def read(self, size: int) -> bytes:
+        self.outgoing.write(b"answer")
+        return b"data"
+
+    def pending(self) -> int:
+        return 1
+
+
+async def test_what_tls_answers_is_sent_at_once(flavour: Flavour) -> None:
+    """Though nobody writes; where the server has gone, what it said before counts even so."""
+    ours, theirs = socket.socketpair()
+    io = _sockets.SocketIO(ours, runtime_of(flavour))
+    tls: Any = _sockets.TLSIO(io, ssl.create_default_context(), "x")
+    tls.object = Answering(tls._outgoing)
+    with theirs:
+        assert tls.receive(9) == b"data"
+        theirs.settimeout(5)
+        assert theirs.recv(9) == b"answer"
+    assert tls.receive(9) == b"data"
+    tls.close()
 
 
 class SocketThatIsBusy:
@@ -698,10 +727,6 @@ async def test_a_very_long_timeout_is_no_timeout(flavour: Flavour, seconds: floa
         client = flavour.client(verify=client_context(), timeout=seconds, max_connections=1)
         answers = await flavour.gather(lambda: client.get(server.url) for _ in range(2))
         assert [getattr(one, "text", one) for one in answers] == ["ok", "ok"]
-
-
-def runtime_of(flavour: Flavour) -> Any:
-    return _runtime.Blocking() if flavour.sync else _runtime.EventLoop()
 
 
 async def test_an_event_is_waited_for_as_long_as_was_said(flavour: Flavour) -> None:
