@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import httpcore
 import httpx
@@ -757,6 +758,35 @@ def test_a_turn_is_over_after_some_bytes_or_some_operations() -> None:
         assert turn.is_over(turn.SHARE // 2)
     small = [turn.is_over(1) for _ in range(200)]
     assert 2 <= small.count(True) <= 4
+
+
+@ASYNC
+async def test_what_never_has_to_wait_lets_others_run(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many small writes, many small reads: now and then, not at each."""
+    monkeypatch.setattr(_runtime.Turn, "SHARE", 16 * 1024)
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(bytes(100_000))
+        stream = _network.AsyncStream(_sockets.SocketIO(ours, _runtime.EventLoop()))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(count)
+            await anyio.lowlevel.checkpoint()
+            for operation in (partial(stream.read, 1000), partial(stream.write, bytes(1000))):
+                before = turns
+                for _ in range(60):  # as many as the socket takes without being read
+                    await operation()
+                assert 1 <= turns - before < 30
+            tasks.cancel_scope.cancel()
 
 
 def test_a_coroutine_of_the_sync_transport_never_suspends() -> None:
