@@ -920,7 +920,7 @@ def test_a_copy_of_a_socket_is_given_up_without_a_word() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, contextlib.closing(socket.socket(fileno=os.dup(ours.fileno()))) as copy:
         io = _sockets.SocketIO(copy, _runtime.Blocking())
-        io.leave_to_parent()
+        _sockets._after_fork()
         with pytest.raises(OSError, match="non-socket"):
             io.receive(1)
         with pytest.raises(OSError, match="non-socket"):
