@@ -318,6 +318,21 @@ async def _runtime_result(flavour: Flavour, coroutine: Any) -> Any:
     return _runtime.run(coroutine) if flavour.sync else await coroutine
 
 
+@pytest.mark.parametrize("tls", [False, True])
+async def test_a_wait_is_for_something_to_read(flavour: Flavour, tls: bool) -> None:
+    """Unless it is said to be for writing: that the socket has room would make a busy loop."""
+    ours, theirs = socket.socketpair()
+    io: Any = _sockets.SocketIO(ours, runtime_of(flavour))
+    if tls:
+        io = _sockets.TLSIO(io, ssl.create_default_context(), "x")
+    with theirs:
+        assert not await _runtime_result(flavour, io.wait(0.02))
+        assert await _runtime_result(flavour, io.wait(5, write=True))
+        theirs.sendall(b"x")
+        assert await _runtime_result(flavour, io.wait(5))
+    io.close()
+
+
 class Renegotiating:
     """An SSLObject that has to hear from the server before it can write (TLS 1.2)."""
 
