@@ -333,6 +333,25 @@ async def test_a_wait_is_for_something_to_read(flavour: Flavour, tls: bool) -> N
     io.close()
 
 
+async def test_a_write_to_a_full_socket_waits(flavour: Flavour) -> None:
+    """Until there is room, or its time is up."""
+    ours, theirs = socket.socketpair()
+    io = _sockets.SocketIO(ours, runtime_of(flavour))
+    while io.send(bytes(65536)):
+        pass
+    stream: Any = (_network.Stream if flavour.sync else _network.AsyncStream)(io)
+    with theirs:
+        with pytest.raises(httpcore.WriteTimeout):
+            await flavour.run(stream.write(b"x", timeout=0.02))
+        theirs.settimeout(0.1)
+        with contextlib.suppress(TimeoutError):
+            while theirs.recv(65536):
+                pass
+        await flavour.run(stream.write(b"x", timeout=5))
+        assert theirs.recv(9) == b"x"
+    await flavour.close(stream)
+
+
 class Renegotiating:
     """An SSLObject that has to hear from the server before it can write (TLS 1.2)."""
 
