@@ -57,6 +57,25 @@ NOTICED_BY = {
     "transport._locked": ("transport/locked", "not trio"),
     "transport._http2_protocol": ("transport/http2_protocol", ""),
     "transport._http2_stream": ("transport/http2_protocol", ""),
+    "transport._http2_waiting": ("transport/http2 transport/connecting", "not trio"),
+    "transport._http2_connections": ("transport/instrumentation transport/http2", "not trio"),
+    "transport._pooled": ("transport/pool transport/standalone options", "not trio"),
+    "transport._pools": (
+        "transport/instrumentation transport/pool transport/pool_cancellation transport/closing",
+        "not trio and not thousand",
+    ),
+    "transport._connections": (
+        "transport/instrumentation transport/pool transport/network transport/connecting",
+        "not trio",
+    ),
+    "transport._pool": ("transport/pool transport/waiting transport/not_processed", "not trio"),
+    "transport._runtime": (
+        "transport/network transport/connecting transport/forks_and_loops",
+        "not trio",
+    ),
+    "transport._sockets": ("transport/network transport/connecting transport/closing", "not trio"),
+    "transport._network": ("transport/network transport/connecting", "not trio"),
+    "transport._http2": ("transport/http2 transport/http2_gives_way", "not trio"),
 }
 
 OPERATORS = (
