@@ -166,6 +166,14 @@ KINDS = [
         "data": {"field": "value"}}, wire=None),
     Kind("multipart, one unseekable", lambda m: {
         "files": {"f": m.opened(), "g": ("g", memory(kind=Unseekable))}}, again=False, wire=None),
+    Kind("multipart of a field and an unseekable", lambda m: {
+        "files": {"f": memory(kind=Unseekable)}, "data": {"field": "value"}},
+        again=False, wire=None),
+    Kind("multipart by an iterator", lambda m: {
+        "files": iter([("f", m.opened()), ("g", DATA)])}, wire=None),
+    Kind("multipart by an iterator, one unseekable", lambda m: {
+        "files": iter([("f", m.opened()), ("g", memory(kind=Unseekable))])},
+        again=False, wire=None),
     Kind("multipart, only read()", lambda m: {"files": {"f": OnlyRead()}}, again=False, wire=None),
 ]  # fmt: skip
 
