@@ -453,9 +453,10 @@ async def test_a_late_answer_of_a_mock_is_late(flavour: Flavour, clock: FakeCloc
 
 
 @pytest.mark.flavours("asyncio", "trio")
+@pytest.mark.parametrize("kind", ["function", "object"])
 @pytest.mark.parametrize("where", ["head", "body"])
 async def test_a_transport_that_knows_of_no_deadline_is_cancelled(
-    flavour: Flavour, where: str
+    flavour: Flavour, where: str, kind: str
 ) -> None:
     """An ASGI application, say, that waits for something: before its answer, or within it."""
 
@@ -464,7 +465,12 @@ async def test_a_transport_that_knows_of_no_deadline_is_cancelled(
             await anyio.sleep(60)
         return httpx.Response(200, content=aendless(60))
 
-    client = flavour.client(transport=httpx.MockTransport(waits), total_timeout=TOTAL)
+    class Waits:
+        async def __call__(self, request: httpx.Request) -> httpx.Response:
+            return await waits(request)
+
+    handler = waits if kind == "function" else Waits()
+    client = flavour.client(transport=httpx.MockTransport(handler), total_timeout=TOTAL)
     with anyio.fail_after(TOTAL + 1.5):
         exc = await flavour.outcome(client.get, "http://x")
     assert isinstance(exc, httpx.ReadTimeout)
