@@ -633,6 +633,22 @@ def test_a_client_of_two_libraries_is_refused(kind: Any) -> None:
             type("Mixed", bases, {})
 
 
+@both
+def test_a_mixin_of_a_subclass_is_told_of_it(kind: Any) -> None:
+    """With the class statement's arguments, as Python does it; one that nobody takes is refused."""
+    told: list[Any] = []
+
+    class Mixin:
+        def __init_subclass__(cls, /, service: str = "", **options: Any) -> None:
+            super().__init_subclass__(**options)
+            told.append(service)
+
+    types.new_class("Own", (kind, Mixin), {"service": "billing"})
+    assert told == ["billing"]
+    with pytest.raises(TypeError, match="takes no keyword arguments"):
+        types.new_class("Own", (kind,), {"service": "billing"})
+
+
 class DirectSync(ProductionHTTPClient):
     """As authlib does it: httpx's constructor, called by name."""
 
