@@ -374,6 +374,17 @@ async def test_retry_may_be_set_later(flavour: Flavour, clock: FakeClock) -> Non
     assert len(response.extensions["retries"]) == 1
 
 
+@both
+@pytest.mark.parametrize("policy", [5, None, {"max_attempts": 2}, RetryPolicy])
+def test_what_is_no_policy_is_refused_where_it_is_set(kind: Any, policy: Any) -> None:
+    """And the client keeps the one it has."""
+    client = make(kind, max_attempts=3)
+    with pytest.raises(TypeError, match=r"client\.retry must be a RetryPolicy, not ") as caught:
+        client.retry = policy
+    assert str(caught.value).endswith(repr(policy))
+    assert client.retry == RetryPolicy(max_attempts=3)
+
+
 @pytest.mark.parametrize("policy", [5, None, "no", [1], RetryPolicy])
 async def test_a_policy_of_the_wrong_type_is_refused_at_once(flavour: Flavour, policy: Any) -> None:
     """By every way to send, and before anything is sent."""
