@@ -453,7 +453,7 @@ async def test_a_late_answer_of_a_mock_is_late(flavour: Flavour, clock: FakeCloc
 
 
 @pytest.mark.flavours("asyncio", "trio")
-@pytest.mark.parametrize("kind", ["function", "object"])
+@pytest.mark.parametrize("kind", ["function", "object", "mounted"])
 @pytest.mark.parametrize("where", ["head", "body"])
 async def test_a_transport_that_knows_of_no_deadline_is_cancelled(
     flavour: Flavour, where: str, kind: str
@@ -469,8 +469,9 @@ async def test_a_transport_that_knows_of_no_deadline_is_cancelled(
         async def __call__(self, request: httpx.Request) -> httpx.Response:
             return await waits(request)
 
-    handler = waits if kind == "function" else Waits()
-    client = flavour.client(transport=httpx.MockTransport(handler), total_timeout=TOTAL)
+    transport = httpx.MockTransport(Waits() if kind == "object" else waits)
+    place = {"mounts": {"http://x": transport}} if kind == "mounted" else {"transport": transport}
+    client = flavour.client(total_timeout=TOTAL, **place)
     with anyio.fail_after(TOTAL + 1.5):
         exc = await flavour.outcome(client.get, "http://x")
     assert isinstance(exc, httpx.ReadTimeout)

@@ -469,7 +469,7 @@ async def test_an_auth_flow_of_many_requests_shares_the_deadline(flavour):
 
 
 @pytest.mark.flavours("asyncio", "trio")
-@pytest.mark.parametrize("whose", ["client", "call"])
+@pytest.mark.parametrize("whose", ["client", "client, later", "call"])
 async def test_an_auth_flow_that_waits_itself_is_cancelled_at_the_deadline(flavour, whose):
     """It is the caller's code, of which no transport knows; a plain function can't be cancelled."""
 
@@ -481,6 +481,8 @@ async def test_an_auth_flow_that_waits_itself_is_cancelled_at_the_deadline(flavo
     options = {"client": {}, "call": {}, whose: {"auth": Waiting()}}
     with ScriptedServer() as server:
         client = flavour.client(total_timeout=TOTAL, **options["client"])
+        if whose == "client, later":
+            client.auth = Waiting()
         with ends_in_time():
             outcome = await flavour.outcome(client.get, server.url, **options["call"])
     assert isinstance(outcome, httpx.ReadTimeout)
