@@ -51,7 +51,12 @@ NOTICED_BY = {
     "_arguments": ("policy options caller_stays", "not trio"),
     "_checks": ("policy options hooks decision caller_stays", "not trio"),
     "_budget": ("budget", "not trio"),
-    "_constructor": ("options hooks caller_stays deadline transport/pool", "not trio"),
+    "_tls": ("tls", "not trio"),
+    "testing": ("testing", "not trio"),
+    "_constructor": (
+        "options hooks tls policy drop_in bodies caller_stays deadline transport/pool",
+        "not trio",
+    ),
     "client": ("retries hooks resources truncated_content deadline caller_stays", "not trio"),
     "transport._assignment": ("transport/assignment", "not ctrl-c"),
     "transport._locked": ("transport/locked", "not trio"),
@@ -125,13 +130,15 @@ def operators() -> Iterator[Operator]:
 
 
 def meaning(source: str) -> str:
-    """What Python sees of a source: a changed annotation or comment is no mutant."""
+    """What Python runs of a source: a changed annotation or comment is no mutant."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.arg | ast.AnnAssign):
             node.annotation = ast.Constant(None)
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             node.returns = None
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
     return ast.dump(tree)
 
 
