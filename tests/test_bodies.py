@@ -240,13 +240,14 @@ async def test_the_error_after_a_body_that_exists_once_is_the_true_one(
 
 # To a file at its end, or a pipe, httpx.Request itself gives a wrong length.
 @only(*{kind.name for kind in KINDS} - {"file at its end", "pipe"})
-async def test_hand_built_requests_are_protected_too(flavour, clock, maker, kind):
+@pytest.mark.parametrize("extensions", [{}, {"timeout": {"read": 9.0}}], ids=["", "timeouts"])
+async def test_hand_built_requests_are_protected_too(flavour, clock, maker, kind, extensions):
     """`send(httpx.Request(...))`: the same bytes on every attempt, or one attempt and the 503."""
     options = kind.options(maker)
     if kind.wire == REST:
         options["headers"] = LENGTH  # only the caller knows the offset here
     with ScriptedServer([answer(503), answer(503), answer()]) as server:
-        request = httpx.Request("PUT", server.url + "/", **options)
+        request = httpx.Request("PUT", server.url + "/", extensions=extensions, **options)
         response = await flavour.run(flavour.client().send(request))
     check_bodies(kind, server.requests)
     outcome = (response.status_code, len(server.requests))
