@@ -490,6 +490,22 @@ async def test_an_auth_flow_that_waits_itself_is_cancelled_at_the_deadline(flavo
     assert server.requests == []
 
 
+@pytest.mark.flavours("asyncio", "trio")
+@pytest.mark.parametrize("name", ["request", "response"])
+async def test_a_hook_that_waits_is_cancelled_at_the_deadline(flavour, name):
+    """One hook alone is enough to look after the attempt's time."""
+
+    async def wait(_: httpx.Request | httpx.Response) -> None:
+        await anyio.sleep(30)
+
+    with ScriptedServer() as server:
+        client = flavour.client(total_timeout=TOTAL, event_hooks={name: [wait]})
+        with ends_in_time():
+            outcome = await flavour.outcome(client.get, server.url)
+    assert isinstance(outcome, httpx.ReadTimeout)
+    assert named(outcome)
+
+
 # --- streams --------------------------------------------------------------------------------------
 
 
