@@ -57,7 +57,10 @@ NOTICED_BY = {
         "options hooks tls policy drop_in bodies caller_stays deadline transport/pool",
         "not trio",
     ),
-    "client": ("retries hooks resources truncated_content deadline caller_stays", "not trio"),
+    "client": (
+        "hooks truncated_content retries drop_in bodies options cost caller_stays deadline",
+        "not trio",
+    ),
     "transport._assignment": ("transport/assignment", "not ctrl-c"),
     "transport._locked": ("transport/locked", "not trio"),
     "transport._http2_protocol": ("transport/http2_protocol", ""),
