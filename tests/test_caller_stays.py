@@ -709,6 +709,7 @@ async def test_fields_of_the_policy_can_be_changed_for_one_request(
             {"retry_policy": RetryPolicy()},
             r"extensions\['retry_policy'\] does nothing: use {'retry': policy}",
         ),
+        ({"retries": 3}, r"extensions\['retries'\] does nothing: use {'retry': policy}"),
         ({"total_timeout": 1}, r"use {'retry': {'total_timeout': ...}}"),
         ({"retry": {"max_attemps": 1}}, "unknown field 'max_attemps': did you mean 'max_attempts'"),
         ({"retry": {"x": 1}}, "unknown field 'x'$"),
