@@ -283,6 +283,14 @@ class FakeClock:
 
 
 @pytest.fixture
+def one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have requests wait for the connection that they may share, however slow its handshake is."""
+    from httpx_production.transport import _pool
+
+    monkeypatch.setattr(_pool, "EXPECTATION", 10.0)
+
+
+@pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     """Waits between attempts take no time, and `clock.delays` tells them; deadlines follow it."""
     from httpx_production import _deadline, _response_body, client

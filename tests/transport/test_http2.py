@@ -35,7 +35,7 @@ from httpx_production.transport import (
 )
 from httpx_production.transport._http2_connections import AsyncHTTP2Connection, SyncHTTP2Connection
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("one_connection")]
 
 
 # --- the ordinary -----------------------------------------------------------------------------

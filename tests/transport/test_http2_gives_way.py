@@ -14,7 +14,8 @@ from servers import ScriptedServer, client_context
 
 from httpx_production import RetryPolicy
 
-pytestmark = [pytest.mark.anyio, generators_left]
+one_connection = pytest.mark.usefixtures("one_connection")
+pytestmark = [pytest.mark.anyio, generators_left, one_connection]
 
 HTTP_1_1_REQUIRED = 0xD
 UPGRADE = {

@@ -41,7 +41,8 @@ from servers import client_context
 
 from httpx_production import RetryPolicy
 
-pytestmark = [pytest.mark.anyio, generators_left]
+one_connection = pytest.mark.usefixtures("one_connection")
+pytestmark = [pytest.mark.anyio, generators_left, one_connection]
 
 BODY = b"x" * 30_000_000  # more than all buffers between client and server take
 WIDE = {"INITIAL_WINDOW_SIZE": 2**30}

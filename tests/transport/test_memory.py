@@ -19,7 +19,8 @@ from helpers import ASYNC, Callers, finished, generators_left, in_use, one_attem
 from hyperframe.frame import PingFrame
 from servers import Connection, ScriptedServer, Step, client_context
 
-pytestmark = [pytest.mark.anyio, generators_left]
+one_connection = pytest.mark.usefixtures("one_connection")
+pytestmark = [pytest.mark.anyio, generators_left, one_connection]
 
 MIB = 2**20
 LIMIT = 32 * MIB  # of a connection, says the contract

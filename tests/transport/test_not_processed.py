@@ -25,7 +25,8 @@ from servers import client_context
 
 from httpx_production import RetryPolicy
 
-pytestmark = [pytest.mark.anyio, generators_left]
+one_connection = pytest.mark.usefixtures("one_connection")
+pytestmark = [pytest.mark.anyio, generators_left, one_connection]
 
 BODY_LEFT = pytest.mark.filterwarnings("ignore:Async generator")  # trio tells of the body itself
 
