@@ -19,6 +19,7 @@ ASYNC = pytest.mark.flavours("asyncio", "trio")
 SYNC = pytest.mark.flavours("sync")
 # trio's own warning about httpx's generators, when what consumes them fails; plain httpx has it.
 generators_left = pytest.mark.filterwarnings("ignore:Async generator 'http")
+one_connection = pytest.mark.usefixtures("one_connection")  # for servers that wait for all on it
 
 PROMPT = 1.5  # seconds: at once, on a machine whose cores are all busy
 

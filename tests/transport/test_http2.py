@@ -22,7 +22,7 @@ from h2_peer import (
     Peer,
     serve,
 )
-from helpers import ASYNC, PROMPT, Callers, finished, one_attempt, until, within
+from helpers import ASYNC, PROMPT, Callers, finished, one_attempt, one_connection, until, within
 from hyperframe.frame import DataFrame, PingFrame, RstStreamFrame, WindowUpdateFrame
 from servers import Http2Server, ScriptedServer, answer, client_context
 
@@ -35,7 +35,7 @@ from httpx_production.transport import (
 )
 from httpx_production.transport._http2_connections import AsyncHTTP2Connection, SyncHTTP2Connection
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("one_connection")]
+pytestmark = [pytest.mark.anyio, one_connection]
 
 
 # --- the ordinary -----------------------------------------------------------------------------

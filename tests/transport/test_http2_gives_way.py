@@ -8,13 +8,22 @@ import httpx
 import pytest
 from conftest import Flavour
 from h2_peer import Gone, H2Peer, Peer, http1_answer, serve
-from helpers import ASYNC, SYNC, Callers, finished, generators_left, in_use, one_attempt, until
+from helpers import (
+    ASYNC,
+    SYNC,
+    Callers,
+    finished,
+    generators_left,
+    in_use,
+    one_attempt,
+    one_connection,
+    until,
+)
 from hyperframe.frame import DataFrame
 from servers import ScriptedServer, client_context
 
 from httpx_production import RetryPolicy
 
-one_connection = pytest.mark.usefixtures("one_connection")
 pytestmark = [pytest.mark.anyio, generators_left, one_connection]
 
 HTTP_1_1_REQUIRED = 0xD

@@ -26,6 +26,7 @@ from helpers import (
     generators_left,
     in_use,
     one_attempt,
+    one_connection,
     until,
     within,
 )
@@ -41,7 +42,6 @@ from servers import client_context
 
 from httpx_production import RetryPolicy
 
-one_connection = pytest.mark.usefixtures("one_connection")
 pytestmark = [pytest.mark.anyio, generators_left, one_connection]
 
 BODY = b"x" * 30_000_000  # more than all buffers between client and server take

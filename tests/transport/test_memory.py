@@ -15,11 +15,20 @@ import httpx
 import pytest
 from conftest import Flavour
 from h2_peer import Gone, H2Peer, Peer
-from helpers import ASYNC, Callers, finished, generators_left, in_use, one_attempt, until, within
+from helpers import (
+    ASYNC,
+    Callers,
+    finished,
+    generators_left,
+    in_use,
+    one_attempt,
+    one_connection,
+    until,
+    within,
+)
 from hyperframe.frame import PingFrame
 from servers import Connection, ScriptedServer, Step, client_context
 
-one_connection = pytest.mark.usefixtures("one_connection")
 pytestmark = [pytest.mark.anyio, generators_left, one_connection]
 
 MIB = 2**20

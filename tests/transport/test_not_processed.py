@@ -17,6 +17,7 @@ from helpers import (
     generators_left,
     in_use,
     one_attempt,
+    one_connection,
     until,
     within,
 )
@@ -25,7 +26,6 @@ from servers import client_context
 
 from httpx_production import RetryPolicy
 
-one_connection = pytest.mark.usefixtures("one_connection")
 pytestmark = [pytest.mark.anyio, generators_left, one_connection]
 
 BODY_LEFT = pytest.mark.filterwarnings("ignore:Async generator")  # trio tells of the body itself

@@ -291,7 +291,8 @@ def test_what_comes_just_as_the_time_ends_is_taken() -> None:
         mine = PoolRequest()
         for name, value in given.items():
             setattr(mine, name, value)
-        _pool._stop_waiting(assignment, mine, expecting=False)
+        _pool._stop_waiting(assignment, mine, expecting=False)  # raises no PoolTimeout
+        assert {name: getattr(mine, name) for name in given} == given
 
 
 # --- bytes after the end of a response --------------------------------------------------------
