@@ -767,6 +767,10 @@ async def test_a_cookie_that_could_not_be_sent_back_is_not_taken(flavour: Flavou
     for _ in range(2):
         response = await flavour.run(client.get("http://x"))
     assert response.request.headers["Cookie"] == "good=1"
+    client.cookies = {"own": "1"}  # and also in a jar that is made later
+    for _ in range(2):
+        response = await flavour.run(client.get("http://x"))
+    assert response.request.headers["Cookie"] == "own=1; good=1"
 
 
 # --- mistakes answered well -----------------------------------------------------------------------
@@ -914,6 +918,9 @@ def test_what_is_no_cookies_is_refused(kind: Any, cookies: Any) -> None:
     """httpx takes whatever it doesn't know for a jar, and fails when it sends."""
     said = f"TypeError: cookies must be what httpx takes, not {type(cookies)}"
     assert made(kind, cookies=cookies) == said
+    client = make(kind)
+    with pytest.raises(TypeError, match="cookies must be what httpx takes"):
+        client.cookies = cookies
 
 
 @both

@@ -250,11 +250,7 @@ class ProductionOptions(_HTTPXClient[TransportT, HooksT]):
         self._has_flow = isinstance(auth, TimedAuth)
         self._overruns |= any(map(overruns, dict(mounts or {}).values()))
         refuse_idempotency_key(self.headers)
-        jar: Any = self.cookies.jar
-        if not isinstance(jar, CookieJar):  # the value is not shown: it may be a secret
-            raise TypeError(f"cookies must be what httpx takes, not {type(cookies)}")
-        if jar is not cookies:  # the caller's own is left alone
-            jar.set_policy(_SendableCookies())
+        self.cookies = cookies
 
     def _set_retry(self, policy: RetryPolicy) -> None:
         check_policy("client.retry", policy)
@@ -314,6 +310,21 @@ class ProductionOptions(_HTTPXClient[TransportT, HooksT]):
         parent: Any = super(ProductionOptions, type(self)).auth
         parent.__set__(self, with_timeouts(auth))
         self._has_flow = isinstance(super().auth, TimedAuth)
+
+    @property
+    def cookies(self) -> httpx.Cookies:
+        """The cookies, as in httpx; what a response sets that can't be sent back is not taken."""
+        return super().cookies
+
+    @cookies.setter
+    def cookies(self, cookies: Any) -> None:
+        jar: Any = httpx.Cookies(cookies).jar
+        if not isinstance(jar, CookieJar):  # the value is not shown: it may be a secret
+            raise TypeError(f"cookies must be what httpx takes, not {type(cookies)}")
+        parent: Any = super(ProductionOptions, type(self)).cookies
+        parent.__set__(self, jar)
+        if jar is not cookies:  # the caller's own is left alone
+            jar.set_policy(_SendableCookies())
 
     @property
     def event_hooks(self) -> dict[str, list[Callable[..., Any]]]:
