@@ -1,6 +1,6 @@
 """The constructor of both clients: defaults, combinations, refusals, hooks, closing.
 
-Subject: `_constructor.py`, `_arguments.py`, `_checks.py`.
+Subject: `_constructor.py`, `_arguments.py`, `_checks.py`, `_cookies.py`.
 """
 
 import inspect
@@ -771,6 +771,17 @@ async def test_a_cookie_that_could_not_be_sent_back_is_not_taken(flavour: Flavou
     for _ in range(2):
         response = await flavour.run(client.get("http://x"))
     assert response.request.headers["Cookie"] == "own=1; good=1"
+
+
+@pytest.mark.parametrize("name", ["Set-Cookie", "set-cookie2"])
+async def test_cookies_are_taken_from_either_header(flavour: Flavour, name: str) -> None:
+    """Also by a policy of the caller's that wants those of RFC 2965."""
+    headers = {name: 'a="1"; Version=1; Path=/'}
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, headers=headers))
+    for client in (flavour.plain(transport=transport), flavour.client(transport=transport)):
+        client.cookies.jar.set_policy(DefaultCookiePolicy(rfc2965=True))
+        await flavour.run(client.get("http://x.example"))
+        assert client.cookies["a"].strip('"') == "1"
 
 
 # --- mistakes answered well -----------------------------------------------------------------------

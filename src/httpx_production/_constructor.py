@@ -9,7 +9,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Container, Mapping
 from dataclasses import astuple
-from http.cookiejar import Cookie, CookieJar, DefaultCookiePolicy
+from http.cookiejar import CookieJar
 from inspect import iscoroutinefunction, isfunction
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypedDict, TypeVar, Unpack, cast
@@ -43,10 +43,8 @@ from ._checks import (
     next_in_line,
     refuse_idempotency_key,
 )
-from ._deadline import (
-    TimedAuth,
-    with_timeouts,
-)
+from ._cookies import QuickCookies, SendableCookies
+from ._deadline import TimedAuth, with_timeouts
 from ._request_body import (
     correct_length,
     make_replayable,
@@ -123,18 +121,6 @@ else:
 
         def __class_getitem__(cls, _types: Any) -> Any:
             return cls  # Generic for type checkers alone
-
-
-class _SendableCookies(DefaultCookiePolicy):
-    """Takes no cookie that can't be sent back.
-
-    httpx encodes headers as ASCII: after one `Set-Cookie: a=\\xff`, each further request to that
-    host would raise UnicodeEncodeError.
-    """
-
-    def set_ok(self, cookie: Cookie, request: Any) -> bool:
-        """Decide on one cookie of a response."""
-        return f"{cookie.name}{cookie.value}".isascii() and super().set_ok(cookie, request)
 
 
 class ProductionOptions(_HTTPXClient[TransportT, HooksT]):
@@ -324,7 +310,8 @@ class ProductionOptions(_HTTPXClient[TransportT, HooksT]):
         parent: Any = super(ProductionOptions, type(self)).cookies
         parent.__set__(self, jar)
         if jar is not cookies:  # the caller's own is left alone
-            jar.set_policy(_SendableCookies())
+            jar.set_policy(SendableCookies())
+            cast("Any", super().cookies).__class__ = QuickCookies
 
     @property
     def event_hooks(self) -> dict[str, list[Callable[..., Any]]]:
