@@ -32,19 +32,22 @@ def bounded_copy(
     return _copied(request, lent)
 
 
-def settle(response: httpx.Response, sent: httpx.Request, request: httpx.Request) -> None:
+def settle(
+    response: httpx.Response, sent: httpx.Request, request: httpx.Request, given: dict[str, Any]
+) -> httpx.Response:
     """End a call that was over with its first attempt, which sent the request or a bounded copy."""
     ensure_complete(response)
+    response.extensions["retries"] = ()
     if sent is request:
-        return
+        request.extensions = given
+        return response
     deadline = sent.extensions.get("timeout")
     if isinstance(deadline, Deadline):  # and not what a hook has put in its place
         deadline.end(LATE)
-    if response.request is sent:
-        response.request = request
-    for one in response.history:
+    for one in (response, *response.history):
         if one.request is sent:
             one.request = request
+    return response
 
 
 def begin_call(
@@ -73,7 +76,7 @@ def begin_call(
         request.extensions = given
     own = _copied(request, lent) if sent is None or sent is request else sent
     call = Call(own, policy, started, outer, request)
-    if policy.attempt_timeout is not None or policy.total_timeout is not None:
+    if policy.is_timed:
         call.deadline = make_deadline(phases, started, policy.total_timeout)
     return call
 

@@ -7,7 +7,7 @@ again. Nothing here sends or waits.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import astuple
 from http.cookiejar import CookieJar
 from inspect import iscoroutinefunction, isfunction
@@ -128,9 +128,6 @@ class ProductionOptions(_HTTPXClient[TransportT, HooksT]):
 
     # Class-level defaults: some subclasses call httpx's __init__ directly (authlib does).
     _retry: RetryPolicy = RetryPolicy()
-    # The policy's suspects, and whether it has a timeout. One attribute, since CPython can't
-    # specialize access to one that has a default in the class (PEP 659).
-    _each_request_asks: tuple[Container[int], bool] = (_retry.suspects, False)
     _pooled_transports: tuple[PooledTransport | AsyncPooledTransport, ...] = ()
     _transport_class: ClassVar[type[PooledTransport | AsyncPooledTransport]]
     _is_async: ClassVar[bool]
@@ -240,8 +237,7 @@ class ProductionOptions(_HTTPXClient[TransportT, HooksT]):
 
     def _set_retry(self, policy: RetryPolicy) -> None:
         check_policy("client.retry", policy)
-        is_timed = (policy.attempt_timeout, policy.total_timeout) != (None, None)
-        self._retry, self._each_request_asks = policy, (policy.suspects, is_timed)
+        self._retry = policy
 
     if TYPE_CHECKING:
         retry: RetryPolicy

@@ -310,8 +310,8 @@ def _is_plain(response: httpx.Response) -> bool:
 
 
 # Only the decompressor knows whether its input was complete, and no public name leads to it.
-DECODER: Final = "_decoder"
-IDENTITY: Final = cast("Any", type(getattr(httpx.Response(200, content=b""), DECODER, None)))
+_DECODER: Final = "_decoder"
+_IDENTITY: Final = cast("Any", type(getattr(httpx.Response(200, content=b""), _DECODER, None)))
 
 
 def ensure_complete(response: httpx.Response) -> None:
@@ -321,8 +321,8 @@ def ensure_complete(response: httpx.Response) -> None:
     message must not be used as complete). A body without a single byte (HEAD, 204, 304) is
     complete, and a part of a representation (206) need not have an end.
     """
-    decoder = getattr(response, DECODER, None)
-    if type(decoder) is IDENTITY:
+    decoder = getattr(response, _DECODER, None)
+    if type(decoder) is _IDENTITY:
         return
     if response.status_code == 206 or "Content-Range" in response.headers:
         return

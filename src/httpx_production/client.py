@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from inspect import isawaitable
 from sys import exception
 from time import monotonic, sleep
-from typing import Any, cast
+from typing import Any
 
 import httpx
 
@@ -31,8 +31,6 @@ from ._checks import refuse_awaitable
 from ._constructor import ProductionOptions
 from ._deadline import Deadline, TimedAuth, with_timeouts
 from ._response_body import (
-    DECODER,
-    IDENTITY,
     adiscard,
     atake_small,
     bound_stream,
@@ -48,9 +46,6 @@ AsyncSend = Callable[..., Awaitable[httpx.Response]]
 
 DEFAULT = httpx.USE_CLIENT_DEFAULT
 IN_MEMORY = httpx.ByteStream
-
-# httpx runs its own hooks, whatever a subclass makes of the property; each timed request asks.
-hooks_of: Callable[[Any], dict[str, Any]] = cast("Any", httpx.AsyncClient.event_hooks).fget
 
 
 async def async_sleep(seconds: float) -> None:
@@ -81,23 +76,20 @@ class ProductionHTTPClient(ProductionOptions[httpx.BaseTransport, SyncHooks], ht
         follow_redirects: Any = DEFAULT,
     ) -> httpx.Response:
         """Send a request as httpx does, and again while its policy says so."""
-        given, started, outer = request.extensions, monotonic(), exception()
-        suspects, is_timed = self._each_request_asks
+        policy, given, started, outer = self.retry, request.extensions, monotonic(), exception()
         is_plain = "timeout" in given and len(given) == 1 and type(request.stream) is IN_MEMORY
-        if stream or not is_plain or auth is not DEFAULT or (is_timed and self._may_overrun()):
+        overruns = policy.is_timed and self._may_overrun()
+        if stream or not is_plain or auth is not DEFAULT or overruns:
             special = begin_call(self, request, given, started, outer)
             return self._repeat(special, None, stream, auth, follow_redirects)
         call, response, own = None, None, {"timeout": given["timeout"], "attempt": 0, "retries": ()}
-        sent = bounded_copy(request, own, self._retry, started) if is_timed else request
+        sent = bounded_copy(request, own, policy, started) if policy.is_timed else request
         sent.extensions = own
         try:  # httpx's own, and all there is to it unless it fails
             response = super().send(sent, stream=True, follow_redirects=follow_redirects)
-            if response.status_code not in suspects:
+            if response.status_code not in policy.suspects:
                 response.read()
-                if is_timed or type(getattr(response, DECODER, None)) is not IDENTITY:
-                    settle(response, sent, request)
-                response.extensions["retries"], sent.extensions = (), given
-                return response
+                return settle(response, sent, request, given)
             call = begin_call(self, request, given, started, outer, sent, own)
             if not (failed := self._judge(call, response, stream)):
                 return self._finish(call, response, stream)
@@ -210,23 +202,20 @@ class AsyncProductionHTTPClient(
         follow_redirects: Any = DEFAULT,
     ) -> httpx.Response:
         """Send a request as httpx does, and again while its policy says so."""
-        given, started, outer = request.extensions, monotonic(), exception()
-        suspects, is_timed = self._each_request_asks
+        policy, given, started, outer = self.retry, request.extensions, monotonic(), exception()
         is_plain = "timeout" in given and len(given) == 1 and type(request.stream) is IN_MEMORY
-        if stream or not is_plain or auth is not DEFAULT or (is_timed and self._may_overrun()):
+        overruns = policy.is_timed and self._may_overrun()
+        if stream or not is_plain or auth is not DEFAULT or overruns:
             special = begin_call(self, request, given, started, outer)
             return await self._repeat(special, None, stream, auth, follow_redirects)
         call, response, own = None, None, {"timeout": given["timeout"], "attempt": 0, "retries": ()}
-        sent = bounded_copy(request, own, self._retry, started) if is_timed else request
+        sent = bounded_copy(request, own, policy, started) if policy.is_timed else request
         sent.extensions = own
         try:  # httpx's own, and all there is to it unless it fails
             response = await super().send(sent, stream=True, follow_redirects=follow_redirects)
-            if response.status_code not in suspects:
+            if response.status_code not in policy.suspects:
                 await response.aread()
-                if is_timed or type(getattr(response, DECODER, None)) is not IDENTITY:
-                    settle(response, sent, request)
-                response.extensions["retries"], sent.extensions = (), given
-                return response
+                return settle(response, sent, request, given)
             call = begin_call(self, request, given, started, outer, sent, own)
             if not (failed := await self._judge(call, response, stream)):
                 return await self._finish(call, response, stream)
@@ -325,7 +314,7 @@ class AsyncProductionHTTPClient(
 
     def _may_overrun(self) -> bool:
         """Tell whether others than our transports may wait while a request is sent."""
-        hooks = hooks_of(self)
+        hooks = super().event_hooks  # what httpx runs, whatever a subclass makes of the property
         return self._overruns or self._has_flow or bool(hooks["request"] or hooks["response"])
 
     async def close(self) -> None:

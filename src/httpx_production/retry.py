@@ -287,6 +287,11 @@ class RetryPolicy:
         nothing_else = self.should_retry is None and self.budget is None
         return self.status_codes if nothing_else else ALL_STATUS_CODES
 
+    @cached_property
+    def is_timed(self) -> bool:
+        """Whether there is a deadline, for an attempt or for the call."""
+        return self.attempt_timeout is not None or self.total_timeout is not None
+
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(type(self), **self._arguments()), ()
 
