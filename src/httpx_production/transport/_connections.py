@@ -51,7 +51,7 @@ class Negotiating:
         if isinstance(made, (httpcore.HTTP2Connection, httpcore.AsyncHTTP2Connection)):
             is_async = isinstance(made, httpcore.AsyncHTTP2Connection)
             kind = AsyncHTTP2Connection if is_async else SyncHTTP2Connection
-            made = kind(made._origin, stream, made._keepalive_expiry, self._changed)
+            made = kind(made._origin, stream, self._changed)
         _replace_locks(made)
         self.__dict__["_connection"] = self.made = made
         self._changed()

@@ -10,7 +10,6 @@ that a request can give up its wait at any moment and leaves nothing half done.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from threading import Lock
@@ -46,16 +45,13 @@ class HTTP2Connection:
         self,
         origin: httpcore.Origin,
         network_stream: NetworkStream,
-        keepalive_expiry: float | None,
         changed: Callable[[], None],
     ) -> None:
         self._origin = origin
         self._network_stream: Any = network_stream
         self._io = network_stream.io
-        self._keepalive_expiry = keepalive_expiry
         self._changed = changed  # called when `capacity` has changed
         self._told: int | None = None
-        self._expire_at = math.inf
         self._protocol = HTTP2Protocol()
         self._initiated = False
         # A thread may close the response that another one reads: it must not touch its state.
@@ -92,10 +88,10 @@ class HTTP2Connection:
         return self.is_available() and not self._protocol.streams and self._flush_now()
 
     def has_expired(self) -> bool:
-        """Tell whether it has been idle for too long, or the server has taken leave."""
-        if monotonic() <= self._expire_at and not self.is_closed():
+        """Tell whether the server has taken leave; the pool knows for how long it has been idle."""
+        if not self.is_closed():
             self._catch_up()
-        return monotonic() > self._expire_at or not self.is_available()
+        return not self.is_available()
 
     def is_closed(self) -> bool:
         """Tell whether it has been closed."""
@@ -236,9 +232,6 @@ class HTTP2Connection:
                 stream.wake()
                 if self._reading.owner is stream:
                     self._io.base.interrupt()
-        if not self._protocol.streams:
-            expiry = self._keepalive_expiry
-            self._expire_at = math.inf if expiry is None else monotonic() + expiry
         self._flush_now()
         self._tell()
 

@@ -17,7 +17,7 @@ POOL = (
 CONNECTION = "_connection _http1 _http2 _ssl_context _origin|_remote_origin"
 HTTP11 = "_network_stream _h11_state is_idle has_expired"
 H11 = "_writer trailing_data"
-HTTP2 = "_network_stream _origin _keepalive_expiry"
+HTTP2 = "_network_stream _origin"
 H2 = "_receive_goaway_frame _receive_data_frame _data_to_send incoming_buffer"
 
 _known: dict[type, str] = {}
