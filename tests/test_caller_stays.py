@@ -829,6 +829,45 @@ async def test_what_was_sent_can_be_looked_at_afterwards(flavour: Flavour, hook:
 # --- auth flows, predicates and hooks that take their time ---------------------------------------
 
 
+class KeyInQuery(httpx.Auth):
+    """Replaces the request's URL, and marks it, as an API's own flow may."""
+
+    def auth_flow(self, request: httpx.Request) -> Any:
+        request.url = request.url.copy_merge_params({"key": "1"})
+        yield request
+
+
+@pytest.mark.parametrize("limits", [{}, {"total_timeout": 30}])
+@pytest.mark.parametrize("statuses", [(), (503,)])
+@pytest.mark.parametrize("with_auth", [False, True])
+async def test_what_hooks_and_flows_make_of_a_request_is_there_afterwards(
+    flavour: Flavour,
+    clock: FakeClock,
+    limits: dict[str, Any],
+    statuses: tuple[int, ...],
+    with_auth: bool,
+) -> None:
+    """A URL, an attribute, an extension: on the Request that was sent, as in httpx."""
+
+    def change(request: httpx.Request) -> None:
+        request.started = 1.5  # type: ignore[attr-defined]
+        request.extensions["trace_id"] = "7"
+        request.url = request.url.copy_merge_params({"hook": "1"})
+
+    hooks = {"request": [flavour.hook(change)]}
+    options: dict[str, Any] = {"event_hooks": hooks, "auth": KeyInQuery() if with_auth else None}
+    plain = flavour.plain(transport=mock(), **options)
+    ours = flavour.client(transport=mock(*statuses), **options, **limits)
+    for client in (plain, ours):
+        request = client.build_request("GET", "http://x")
+        given = dict(request.extensions)
+        response = await flavour.run(client.send(request))
+        assert response.request is request
+        assert response.url == ("http://x?key=1&hook=1" if with_auth else "http://x?hook=1")
+        assert request.started == 1.5  # type: ignore[attr-defined]
+        assert request.extensions == {**given, "trace_id": "7"}
+
+
 class KeepsItsRequest(httpx.Auth):
     """A flow that sends the same token request in each call."""
 

@@ -20,6 +20,7 @@ from .retry import RetryPolicy
 
 LATE = "the response did not come in time"
 NO_TIME = "there was no time left for another attempt"
+LENT = {"timeout", "attempt", "retries"}  # the extensions that a call lends its Request
 
 
 def bounded_copy(
@@ -39,7 +40,7 @@ def settle(
     ensure_complete(response)
     response.extensions["retries"] = ()
     if sent is request:
-        request.extensions = given
+        request.extensions = _with_added(given, request.extensions)
         return response
     deadline = sent.extensions.get("timeout")
     if isinstance(deadline, Deadline):  # and not what a hook has put in its place
@@ -47,6 +48,7 @@ def settle(
     for one in (response, *response.history):
         if one.request is sent:
             one.request = request
+    _give_back(request, sent)
     return response
 
 
@@ -108,7 +110,7 @@ def fail_call(call: Call) -> None:
     deadline = call.request.extensions.get("timeout")
     if isinstance(deadline, Deadline):
         deadline.lift()
-    call.keep_body()
+    _give_back(call.original, call.request)
 
 
 def explain(call: Call, exc: BaseException) -> None:
@@ -132,6 +134,7 @@ def end_call(call: Call, response: httpx.Response, stream: bool) -> httpx.Respon
     if stream:
         hand_over(response, deadline)
     call.end(response, is_whole=response.is_closed)
+    _give_back(call.original, call.request)
     return response
 
 
@@ -139,3 +142,20 @@ def _copied(request: httpx.Request, extensions: dict[str, Any]) -> httpx.Request
     copied = object.__new__(type(request))
     copied.__dict__ = {**request.__dict__, "extensions": extensions}
     return copied
+
+
+def _give_back(request: httpx.Request, sent: httpx.Request) -> None:
+    """Leave to the caller's Request what hooks and auth flows made of its copy, as httpx does.
+
+    A URL with an API's key, say: `response.url` is asked of it. A body only where one was read.
+    """
+    own: dict[str, Any] = {"extensions": _with_added(request.extensions, sent.extensions)}
+    if not isinstance(sent.stream, httpx.ByteStream):
+        own["stream"] = request.stream
+    request.__dict__.update({**sent.__dict__, **own})
+
+
+def _with_added(given: dict[str, Any], lent: dict[str, Any]) -> dict[str, Any]:
+    """Return the caller's extensions, with those that hooks and auth flows have added."""
+    added = lent.keys() - given.keys() - LENT
+    return {**given, **{name: lent[name] for name in added}} if added else given

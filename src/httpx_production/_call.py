@@ -125,14 +125,6 @@ class Call:
         for one in (response, *response.history) if is_whole else ():
             if one.request is self.request:
                 one.request = self.original
-        if self.request.stream is not self.original.stream:
-            self.keep_body()
-
-    def keep_body(self) -> None:
-        """Leave a body in memory that was read (by an auth flow), as httpx does."""
-        if isinstance(self.request.stream, httpx.ByteStream):
-            self.original.stream = self.request.stream
-            self.original.read()
 
     def _adopt(self, outcome: Outcome) -> None:
         """Give an outcome the history, and this call's request in place of the caller's or none."""
