@@ -121,11 +121,9 @@ class HTTP2Connection:
                 self._tell()
                 raise
             except BaseException:
-                try:
-                    async with self.trace("response_closed", request, {"request": request}):
-                        self._finish(request)
-                finally:
-                    self._finish(request)  # also when the tracing was cancelled
+                self._finish(request)
+                async with self.trace("response_closed", request, {"request": request}):
+                    pass
                 raise
 
     async def _initiate(self, request: Any) -> None:
