@@ -43,7 +43,7 @@ from ._checks import (
     next_in_line,
     refuse_idempotency_key,
 )
-from ._cookies import QuickCookies, SendableCookies
+from ._cookies import prepare_cookies
 from ._deadline import TimedAuth, with_timeouts
 from ._request_body import (
     correct_length,
@@ -233,7 +233,10 @@ class ProductionOptions(_HTTPXClient[TransportT, HooksT]):
         self._has_flow = isinstance(auth, TimedAuth)
         self._overruns |= any(map(overruns, dict(mounts or {}).values()))
         refuse_idempotency_key(self.headers)
-        self.cookies = cookies
+        jar: Any = self.cookies.jar
+        if not isinstance(jar, CookieJar):  # the value is not shown: it may be a secret
+            raise TypeError(f"cookies must be what httpx takes, not {type(cookies)}")
+        prepare_cookies(self.cookies, cookies)
 
     def _set_retry(self, policy: RetryPolicy) -> None:
         check_policy("client.retry", policy)
@@ -295,19 +298,14 @@ class ProductionOptions(_HTTPXClient[TransportT, HooksT]):
 
     @property
     def cookies(self) -> httpx.Cookies:
-        """The cookies, as in httpx; what a response sets that can't be sent back is not taken."""
+        """The cookies, as in httpx; none that can't be sent back, but in a jar of the caller's."""
         return super().cookies
 
     @cookies.setter
     def cookies(self, cookies: Any) -> None:
-        jar: Any = httpx.Cookies(cookies).jar
-        if not isinstance(jar, CookieJar):  # the value is not shown: it may be a secret
-            raise TypeError(f"cookies must be what httpx takes, not {type(cookies)}")
         parent: Any = super(ProductionOptions, type(self)).cookies
-        parent.__set__(self, jar)
-        if jar is not cookies:  # the caller's own is left alone
-            jar.set_policy(SendableCookies())
-            cast("Any", super().cookies).__class__ = QuickCookies
+        parent.__set__(self, cookies)
+        prepare_cookies(super().cookies, cookies)
 
     @property
     def event_hooks(self) -> dict[str, list[Callable[..., Any]]]:
