@@ -840,14 +840,14 @@ class KeyInQuery(httpx.Auth):
 @pytest.mark.parametrize("limits", [{}, {"total_timeout": 30}])
 @pytest.mark.parametrize("statuses", [(), (503,)])
 @pytest.mark.parametrize("with_auth", [False, True])
-async def test_what_hooks_and_flows_make_of_a_request_is_there_afterwards(
+async def test_the_response_names_what_hooks_and_flows_have_sent(
     flavour: Flavour,
     clock: FakeClock,
     limits: dict[str, Any],
     statuses: tuple[int, ...],
     with_auth: bool,
 ) -> None:
-    """A URL, an attribute, an extension: on the Request that was sent, as in httpx."""
+    """A URL, an attribute, an extension: on the response's Request, which says what was sent."""
 
     def change(request: httpx.Request) -> None:
         request.started = 1.5  # type: ignore[attr-defined]
@@ -860,12 +860,34 @@ async def test_what_hooks_and_flows_make_of_a_request_is_there_afterwards(
     ours = flavour.client(transport=mock(*statuses), **options, **limits)
     for client in (plain, ours):
         request = client.build_request("GET", "http://x")
-        given = dict(request.extensions)
         response = await flavour.run(client.send(request))
-        assert response.request is request
+        sent: Any = response.request
         assert response.url == ("http://x?key=1&hook=1" if with_auth else "http://x?hook=1")
-        assert request.started == 1.5  # type: ignore[attr-defined]
-        assert request.extensions == {**given, "trace_id": "7"}
+        assert sent.started == 1.5
+        assert sent.extensions["trace_id"] == "7"
+        assert type(sent.extensions["timeout"]) is dict  # no deadline, which would be over
+
+
+@pytest.mark.parametrize("limits", [{}, {"total_timeout": 30}])
+async def test_what_the_caller_changes_meanwhile_stays(
+    flavour: Flavour, limits: dict[str, Any]
+) -> None:
+    """A Request that two calls share gets a new token: the next call sends it."""
+    shared: list[httpx.Request] = []
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        if shared:
+            shared.pop().headers = httpx.Headers({"Authorization": "new"})
+        return httpx.Response(200)
+
+    client = flavour.client(transport=httpx.MockTransport(respond), **limits)
+    request = client.build_request("GET", "http://x", headers={"Authorization": "old"})
+    shared.append(request)
+    first = await flavour.run(client.send(request, auth=None))
+    second = await flavour.run(client.send(request, auth=None))
+    assert first.request.headers["Authorization"] == "old"
+    assert second.request is request
+    assert request.headers["Authorization"] == "new"
 
 
 class KeepsItsRequest(httpx.Auth):

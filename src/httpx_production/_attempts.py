@@ -2,7 +2,7 @@
 
 The caller's Request stays as it was. What a call lends it (the attempt's number, a deadline) is in
 the extensions of a copy, which shares headers and body with it; a plain first attempt without a
-deadline borrows the Request itself, and gives it its extensions back. Nothing here sends or waits.
+deadline borrows the Request itself, with other extensions. Nothing here sends or waits.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from ._arguments import policy_for
-from ._call import Call, FailedAttempt
+from ._call import LENT, Call, FailedAttempt, changed
 from ._deadline import Deadline, deadline_of_attempt, make_deadline
 from ._request_body import bound_body, make_replayable
 from ._response_body import ensure_complete, hand_over
@@ -20,53 +20,33 @@ from .retry import RetryPolicy
 
 LATE = "the response did not come in time"
 NO_TIME = "there was no time left for another attempt"
-LENT = {"timeout", "attempt", "retries"}  # the extensions that a call lends its Request
-
-
-def bounded_copy(
-    request: httpx.Request, lent: dict[str, Any], policy: RetryPolicy, started: float
-) -> httpx.Request:
-    """Return a copy of a plain request, for a first attempt within the policy's timeouts."""
-    lent["timeout"] = deadline = make_deadline(lent["timeout"] or {}, started, policy.total_timeout)
-    if policy.attempt_timeout is not None:
-        lent["timeout"] = deadline_of_attempt(deadline, policy.attempt_timeout)
-    return _copied(request, lent)
 
 
 def settle(
-    response: httpx.Response, sent: httpx.Request, request: httpx.Request, given: dict[str, Any]
+    response: httpx.Response, request: httpx.Request, given: dict[str, Any]
 ) -> httpx.Response:
-    """End a call that was over with its first attempt, which sent the request or a bounded copy."""
+    """End a call that was over with its first attempt, for which the Request was borrowed."""
     ensure_complete(response)
     response.extensions["retries"] = ()
-    if sent is request:
-        request.extensions = _with_added(given, request.extensions)
-        return response
-    deadline = sent.extensions.get("timeout")
-    if isinstance(deadline, Deadline):  # and not what a hook has put in its place
-        deadline.end(LATE)
-    for one in (response, *response.history):
-        if one.request is sent:
-            one.request = request
-    _give_back(request, sent)
+    added = changed(request.extensions, given, LENT)  # by hooks: theirs to keep
+    request.extensions = {**given, **added} if added else given
     return response
 
 
 def begin_call(
     client: Any,
+    policy: RetryPolicy,
     request: httpx.Request,
     given: dict[str, Any],
     started: float,
     outer: BaseException | None,
-    sent: httpx.Request | None = None,
     lent: dict[str, Any] | None = None,
 ) -> Call:
     """Return the state of a call that is more than the first attempt of a plain request.
 
-    `given` are the caller's extensions; `sent` is what the first attempt sent, if it did, with the
-    extensions `lent`: the very dict that the transport has.
+    `given` are the caller's extensions; `lent` those of a first attempt that has borrowed the
+    Request: the very dict that the transport has.
     """
-    policy: RetryPolicy = client.retry
     if given.keys() - {"timeout"}:
         policy = policy_for(given, policy)
     if type(request.stream) is not httpx.ByteStream:
@@ -74,10 +54,9 @@ def begin_call(
     phases = dict(given.get("timeout") or client.timeout.as_dict())
     if lent is None:
         lent = {**given, "timeout": phases, "retries": ()}
-    if sent is request:
+    else:
         request.extensions = given
-    own = _copied(request, lent) if sent is None or sent is request else sent
-    call = Call(own, policy, started, outer, request)
+    call = Call(_copied(request, lent), policy, started, outer, request)
     if policy.is_timed:
         call.deadline = make_deadline(phases, started, policy.total_timeout)
     return call
@@ -110,7 +89,7 @@ def fail_call(call: Call) -> None:
     deadline = call.request.extensions.get("timeout")
     if isinstance(deadline, Deadline):
         deadline.lift()
-    _give_back(call.original, call.request)
+    call.keep_body()
 
 
 def explain(call: Call, exc: BaseException) -> None:
@@ -127,6 +106,7 @@ def end_call(call: Call, response: httpx.Response, stream: bool) -> httpx.Respon
         deadline = None
     elif response.is_closed:
         deadline.end(LATE)
+        call.request.extensions["timeout"] = dict(deadline)  # it may be sent again
     else:
         deadline.follow(call.deadline)  # that of the attempt ends here
         if response.next_request is not None:  # another call, when it is sent
@@ -134,7 +114,6 @@ def end_call(call: Call, response: httpx.Response, stream: bool) -> httpx.Respon
     if stream:
         hand_over(response, deadline)
     call.end(response, is_whole=response.is_closed)
-    _give_back(call.original, call.request)
     return response
 
 
@@ -142,20 +121,3 @@ def _copied(request: httpx.Request, extensions: dict[str, Any]) -> httpx.Request
     copied = object.__new__(type(request))
     copied.__dict__ = {**request.__dict__, "extensions": extensions}
     return copied
-
-
-def _give_back(request: httpx.Request, sent: httpx.Request) -> None:
-    """Leave to the caller's Request what hooks and auth flows made of its copy, as httpx does.
-
-    A URL with an API's key, say: `response.url` is asked of it. A body only where one was read.
-    """
-    own: dict[str, Any] = {"extensions": _with_added(request.extensions, sent.extensions)}
-    if not isinstance(sent.stream, httpx.ByteStream):
-        own["stream"] = request.stream
-    request.__dict__.update({**sent.__dict__, **own})
-
-
-def _with_added(given: dict[str, Any], lent: dict[str, Any]) -> dict[str, Any]:
-    """Return the caller's extensions, with those that hooks and auth flows have added."""
-    added = lent.keys() - given.keys() - LENT
-    return {**given, **{name: lent[name] for name in added}} if added else given

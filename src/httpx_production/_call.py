@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 logger: logging.Logger = logging.getLogger("httpx_production")
 
 LARGEST_KEPT: Final = 64 * 1024  # bytes of a failed response's body that the history holds
+LENT: Final = {"timeout", "attempt", "retries"}  # the extensions that a call lends a Request
 NO_KEY: Final = "is not one of the policy's methods, and the request has no Idempotency-Key"
 
 
@@ -116,15 +118,30 @@ class Call:
     def end(self, response: httpx.Response, *, is_whole: bool = True) -> None:
         """Hand the response over, now that its body is there: only then was it a success.
 
-        It names the caller's own Request then; a body that is still to come may yet fail, and the
-        exception's request has the history.
+        It names the caller's own Request then, unless hooks or an auth flow have made another one
+        of the copy (`response.url` is what was sent). A body that is still to come may yet fail,
+        and the exception's request has the history.
         """
         if self._is_success and self.policy.budget is not None:
             self.policy.budget.deposit(self._origin, refund=self._token)
         response.extensions["retries"] = self.retries
-        for one in (response, *response.history) if is_whole else ():
+        if self.request.stream is not self.original.stream:
+            self.keep_body()
+        for one in (response, *response.history) if is_whole and self._sent_as_given() else ():
             if one.request is self.request:
                 one.request = self.original
+
+    def keep_body(self) -> None:
+        """Leave a body in memory that was read (by an auth flow), as httpx does."""
+        if isinstance(self.request.stream, httpx.ByteStream):
+            self.original.stream = self.request.stream
+            self.original.read()
+
+    def _sent_as_given(self) -> bool:
+        """Tell whether nobody has made anything else of the copy than the caller's Request."""
+        sent, given = self.request, self.original
+        attributes = changed(vars(sent), vars(given), {"extensions", "stream"})
+        return not (attributes or changed(sent.extensions, given.extensions, LENT))
 
     def _adopt(self, outcome: Outcome) -> None:
         """Give an outcome the history, and this call's request in place of the caller's or none."""
@@ -244,6 +261,17 @@ class Call:
             "delay": delay,
         }
         logger.log(level, text, extra=fields)
+
+
+def changed(
+    now: Mapping[str, Any], before: Mapping[str, Any], besides: Container[str]
+) -> dict[str, Any]:
+    """Return what of `now` is not in `before`, or another object there, besides some names."""
+    return {
+        name: value
+        for name, value in now.items()
+        if name not in besides and not (name in before and before[name] is value)
+    }
 
 
 def _without_large_body(outcome: Outcome) -> Outcome:

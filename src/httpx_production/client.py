@@ -18,7 +18,6 @@ from ._arguments import AsyncHooks, SyncHooks
 from ._attempts import (
     NO_TIME,
     begin_call,
-    bounded_copy,
     check_wait,
     end_call,
     explain,
@@ -77,24 +76,22 @@ class ProductionHTTPClient(ProductionOptions[httpx.BaseTransport, SyncHooks], ht
     ) -> httpx.Response:
         """Send a request as httpx does, and again while its policy says so."""
         policy, given, started, outer = self.retry, request.extensions, monotonic(), exception()
-        is_plain = "timeout" in given and len(given) == 1 and type(request.stream) is IN_MEMORY
-        overruns = policy.is_timed and self._may_overrun()
-        if stream or not is_plain or auth is not DEFAULT or overruns:
-            special = begin_call(self, request, given, started, outer)
+        is_plain = given.keys() == {"timeout"} and type(request.stream) is IN_MEMORY
+        if stream or policy.is_timed or auth is not DEFAULT or not is_plain:
+            special = begin_call(self, policy, request, given, started, outer)
             return self._repeat(special, None, stream, auth, follow_redirects)
-        call, response, own = None, None, {"timeout": given["timeout"], "attempt": 0, "retries": ()}
-        sent = bounded_copy(request, own, policy, started) if policy.is_timed else request
-        sent.extensions = own
+        call = response = None
+        own = request.extensions = {"timeout": given["timeout"], "attempt": 0, "retries": ()}
         try:  # httpx's own, and all there is to it unless it fails
-            response = super().send(sent, stream=True, follow_redirects=follow_redirects)
+            response = super().send(request, stream=True, follow_redirects=follow_redirects)
             if response.status_code not in policy.suspects:
                 response.read()
-                return settle(response, sent, request, given)
-            call = begin_call(self, request, given, started, outer, sent, own)
+                return settle(response, request, given)
+            call = begin_call(self, policy, request, given, started, outer, own)
             if not (failed := self._judge(call, response, stream)):
                 return self._finish(call, response, stream)
         except BaseException as exc:
-            call = call or begin_call(self, request, given, started, outer, sent, own)
+            call = call or begin_call(self, policy, request, given, started, outer, own)
             failed = self._recover(call, exc, response)
         response = None  # or its body would be there as long as this call
         return self._repeat(call, failed, stream, auth, follow_redirects)
@@ -174,10 +171,6 @@ class ProductionHTTPClient(ProductionOptions[httpx.BaseTransport, SyncHooks], ht
         """Return `send`: nobody can interrupt a blocking call but the transport itself."""
         return send
 
-    def _may_overrun(self) -> bool:
-        """Tell whether others than our transports may wait while a request is sent."""
-        return self._overruns
-
 
 class AsyncProductionHTTPClient(
     ProductionOptions[httpx.AsyncBaseTransport, AsyncHooks], httpx.AsyncClient
@@ -203,24 +196,22 @@ class AsyncProductionHTTPClient(
     ) -> httpx.Response:
         """Send a request as httpx does, and again while its policy says so."""
         policy, given, started, outer = self.retry, request.extensions, monotonic(), exception()
-        is_plain = "timeout" in given and len(given) == 1 and type(request.stream) is IN_MEMORY
-        overruns = policy.is_timed and self._may_overrun()
-        if stream or not is_plain or auth is not DEFAULT or overruns:
-            special = begin_call(self, request, given, started, outer)
+        is_plain = given.keys() == {"timeout"} and type(request.stream) is IN_MEMORY
+        if stream or policy.is_timed or auth is not DEFAULT or not is_plain:
+            special = begin_call(self, policy, request, given, started, outer)
             return await self._repeat(special, None, stream, auth, follow_redirects)
-        call, response, own = None, None, {"timeout": given["timeout"], "attempt": 0, "retries": ()}
-        sent = bounded_copy(request, own, policy, started) if policy.is_timed else request
-        sent.extensions = own
+        call = response = None
+        own = request.extensions = {"timeout": given["timeout"], "attempt": 0, "retries": ()}
         try:  # httpx's own, and all there is to it unless it fails
-            response = await super().send(sent, stream=True, follow_redirects=follow_redirects)
+            response = await super().send(request, stream=True, follow_redirects=follow_redirects)
             if response.status_code not in policy.suspects:
                 await response.aread()
-                return settle(response, sent, request, given)
-            call = begin_call(self, request, given, started, outer, sent, own)
+                return settle(response, request, given)
+            call = begin_call(self, policy, request, given, started, outer, own)
             if not (failed := await self._judge(call, response, stream)):
                 return await self._finish(call, response, stream)
         except BaseException as exc:
-            call = call or begin_call(self, request, given, started, outer, sent, own)
+            call = call or begin_call(self, policy, request, given, started, outer, own)
             failed = await self._recover(call, exc, response)
         response = None  # or its body would be there as long as this call
         return await self._repeat(call, failed, stream, auth, follow_redirects)
@@ -302,7 +293,9 @@ class AsyncProductionHTTPClient(
 
     def _in_time(self, send: AsyncSend, deadline: Deadline | None, auth: Any) -> AsyncSend:
         """Return `send`, cancelled at the deadline where others than our transports may wait."""
-        if deadline is None or not (self._may_overrun() or isinstance(auth, TimedAuth)):
+        hooks = super().event_hooks
+        foreign = self._overruns or hooks.get("request") or hooks.get("response")
+        if deadline is None or not (foreign or self._has_flow or isinstance(auth, TimedAuth)):
             return send
 
         async def in_time(request: httpx.Request, **how: Any) -> httpx.Response:
@@ -311,11 +304,6 @@ class AsyncProductionHTTPClient(
             raise AssertionError("cancels() raises")  # pragma: no cover
 
         return in_time
-
-    def _may_overrun(self) -> bool:
-        """Tell whether others than our transports may wait while a request is sent."""
-        hooks = super().event_hooks  # what httpx runs, whatever a subclass makes of the property
-        return self._overruns or self._has_flow or bool(hooks["request"] or hooks["response"])
 
     async def close(self) -> None:
         """Close the transports; the same as `aclose()`."""
