@@ -254,7 +254,6 @@ def wrap(context: Any, incoming: Any, outgoing: Any, server_hostname: str | None
     with _wrapping:
         if isinstance(context, ALPNContext):
             context.context.set_alpn_protocols(context.protocols)
-            context = context.context
         tls: ssl.SSLObject = context.wrap_bio(incoming, outgoing, server_hostname=server_hostname)
         return tls
 
