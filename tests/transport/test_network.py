@@ -168,6 +168,23 @@ async def test_decrypted_bytes_are_seen(flavour: Flavour, levels: int) -> None:
         await flavour.close(stream)
 
 
+async def test_an_address_is_not_looked_up(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it takes no thread: the program's own work may have them all."""
+    original, threads = socket.getaddrinfo, set()
+
+    def getaddrinfo(*args: Any, **kwargs: Any) -> Any:
+        threads.add(threading.get_ident())
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    for host in (LOOPBACK, "::1", "fe80::1%1"):
+        found = await _runtime_result(flavour, runtime_of(flavour).resolve(host, 80, 5.0))
+        assert found[0][4][1] == 80
+    assert threads == {threading.get_ident()}
+
+
 async def test_a_port_that_does_not_exist_is_a_connect_error(flavour: Flavour) -> None:
     """getaddrinfo would make another port of 99999, and anyio an exception group."""
     client = flavour.client(max_attempts=1)

@@ -220,7 +220,7 @@ class EventLoop:
     async def resolve(self, host: str, port: int, timeout: float | None) -> list[Any]:
         """Look up a name, in a thread, which goes on when its time is up."""
         with suppress(ValueError):  # a name
-            ip_address(host.partition("%")[0])
+            ip_address(host)
             return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         with anyio.fail_after(timeout):
             found: list[Any] = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
