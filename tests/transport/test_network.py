@@ -5,6 +5,7 @@ Subject: `transport/_network.py`, `transport/_sockets.py`, `transport/_runtime.p
 
 import asyncio
 import contextlib
+import math
 import os
 import select
 import selectors
@@ -758,6 +759,29 @@ def test_what_has_no_text_is_told_by_its_type() -> None:
 
 
 # --- waiting ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["poll", "select"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With poll(), and as it is on Windows and under eventlet."""
+    if request.param == "select":
+        monkeypatch.setattr(_runtime, "select", SimpleNamespace(select=select.select))
+
+
+@pytest.mark.usefixtures("either_way")
+@pytest.mark.time_limit(4)
+async def test_a_socket_is_waited_for_as_long_as_was_said(flavour: Flavour) -> None:
+    """Time that has passed already is no time at all, and a very long one no error."""
+    ours, theirs = socket.socketpair()
+    io = _sockets.SocketIO(ours, runtime_of(flavour))
+    with theirs:
+        with within(PROMPT):
+            for timeout in (-1.0, 0.0, 0.02):
+                assert not await _runtime_result(flavour, io.wait(timeout))
+        theirs.sendall(b"x")
+        for timeout in (1e10, math.inf, None):
+            assert await _runtime_result(flavour, io.wait(timeout))
+    io.close()
 
 
 @pytest.mark.flavours("sync")

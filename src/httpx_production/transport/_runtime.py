@@ -255,12 +255,12 @@ def is_ready(sock: socket.socket, timeout: float | None, *, write: bool = False)
     """
     if (number := sock.fileno()) < 0:
         return True
+    if timeout:  # to poll() less than nothing would be no limit, to select() an error
+        timeout = min(max(timeout, 0.0), MOST_SECONDS)
     if hasattr(select, "poll"):  # not on Windows, nor under eventlet
         poll = select.poll()
         poll.register(number, select.POLLOUT if write else select.POLLIN)
-        if timeout:
-            timeout = math.ceil(min(max(timeout, 0.0), MOST_SECONDS) * 1000)
-        return bool(poll.poll(timeout))
+        return bool(poll.poll(timeout and math.ceil(timeout * 1000)))
     mine = [number]
     return any(select.select(() if write else mine, mine if write else (), mine, timeout))
 
