@@ -135,16 +135,13 @@ async def test_what_fails_below_is_httpcore_s_exception(flavour: Flavour) -> Non
 
 
 async def test_a_socket_that_is_closed_just_before_the_wait(flavour: Flavour) -> None:
-    """By another thread, after the look at whether it is closed: the network's error too."""
-    io = _sockets.SocketIO(socket.socket(), runtime_of(flavour))
-    io.socket.close()
-
-    async def wait_and_receive() -> None:
-        await io.wait(5.0)
-        io.receive(1)
-
-    with within(PROMPT), pytest.raises(OSError, match=r"closed|descriptor"):
-        await wait_and_receive()
+    """By another thread, after the look at whether it is closed: an error, and no timeout."""
+    with ScriptedServer(lambda _: hang()) as server:
+        stream = await connected(flavour, server.url)
+        await flavour.run(stream.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", timeout=5))
+        stream.get_extra_info("socket").close()
+        with within(PROMPT), pytest.raises(httpcore.ReadError, match=r"closed|descriptor"):
+            await flavour.run(stream.read(1, timeout=5))
 
 
 @pytest.mark.parametrize("levels", [1, 2])
