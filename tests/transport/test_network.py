@@ -367,6 +367,29 @@ async def test_a_write_to_a_full_socket_waits(flavour: Flavour) -> None:
     await flavour.close(stream)
 
 
+async def test_a_write_after_one_that_timed_out(flavour: Flavour) -> None:
+    """Under TLS: it waits for room, too, and goes after what was taken before, which is whole."""
+    may_read, read = threading.Event(), []
+
+    def read_late(connection: Any) -> None:
+        connection.open = False
+        assert may_read.wait(4)
+        while data := connection.sock.recv(65536):
+            read.append(data)
+
+    with ScriptedServer([Step(then=read_late)], tls=True) as server:
+        stream = await connected(flavour, server.url, tls=True)
+        await flavour.run(stream.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", timeout=5))
+        for _ in range(3):  # a socket that is full may take a little more, a moment later
+            with pytest.raises(httpcore.WriteTimeout):
+                await flavour.run(stream.write(b"1" * 9_000_000, timeout=0.1))
+        may_read.set()
+        await flavour.run(stream.write(b"2", timeout=5))
+        await until(lambda: read and read[-1].endswith(b"2"))
+        await flavour.close(stream)
+    assert b"".join(read).strip(b"1") == b"2"
+
+
 class Renegotiating:
     """An SSLObject that has to hear from the server before it can write (TLS 1.2)."""
 
