@@ -523,6 +523,19 @@ async def test_a_stream_tells_about_itself(flavour: Flavour, tls: bool) -> None:
 
 
 @pytest.mark.parametrize("tls", [False, True])
+async def test_a_new_connection_has_nothing_to_read(flavour: Flavour, tls: bool) -> None:
+    """Where the server has said no more than its handshake."""
+    context = client_context()
+    context.maximum_version = ssl.TLSVersion.TLSv1_2  # in TLS 1.3, tickets come after it
+    with ScriptedServer(echo, tls=tls) as server:
+        stream = await connected(flavour, server.url)
+        if tls:
+            stream = await flavour.run(stream.start_tls(context, LOOPBACK, timeout=5))
+        assert not stream.get_extra_info("is_readable")
+        await flavour.close(stream)
+
+
+@pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize("goodbye", [False, True])
 async def test_the_end_of_a_connection_is_an_empty_read(
     flavour: Flavour, tls: bool, goodbye: bool
