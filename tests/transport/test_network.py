@@ -753,6 +753,14 @@ async def test_a_name_that_does_not_exist_is_a_connect_error(
     assert "Name or service not known" in str(outcome)
 
 
+async def test_a_server_that_refuses_is_a_connect_error(flavour: Flavour) -> None:
+    """In the words of the system."""
+    with refused_port() as url:
+        outcome = await flavour.outcome(one_attempt(flavour).get, url)
+    assert isinstance(outcome, httpx.ConnectError)
+    assert "Connection refused" in str(outcome)
+
+
 async def test_a_unix_socket_whose_backlog_is_full(flavour: Flavour, tmp_path: Path) -> None:
     """Nothing is under way then that could be waited for: a ConnectError, at once."""
     path = str(tmp_path / "socket")
