@@ -1041,6 +1041,7 @@ def test_a_copy_of_a_socket_is_given_up_without_a_word() -> None:
             io.receive(1)
         with pytest.raises(OSError, match="non-socket"):
             io.send(b"x")
+        assert not copy.get_inheritable()  # nor is it handed on to other programs
         io.close()
         io.leave_to_parent()  # there is nothing to give up now
         ours.sendall(b"ping")
