@@ -4,15 +4,15 @@ Subject: `transport/_locked.py`.
 """
 
 import gc
-import threading
 from types import SimpleNamespace
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import httpx
 import pytest
 from conftest import Flavour
-from helpers import ASYNC, generators_left, in_use, one_attempt, until
+from helpers import ASYNC, Callers, finished, generators_left, in_use, one_attempt, until
 from servers import ScriptedServer, chunked
 
 from httpx_production.transport._assignment import Assignment, PoolRequest
@@ -202,19 +202,20 @@ def test_no_event_loop_is_current_outside_of_them() -> None:
 
 @ASYNC
 async def test_a_response_is_closed_in_another_thread_s_event_loop(flavour: Flavour) -> None:
-    """What it has of the pool is taken back in the loop that it belongs to."""
+    """What it has of the pool is taken back, and given on, in the loop that it belongs to."""
     with ScriptedServer([chunked(b"part", end=b"")]) as server:
         client = one_attempt(flavour, max_connections=1)
         response: httpx.Response = await client.send(
             client.build_request("GET", server.url), stream=True
         )
-        assert in_use(client) == (1, 0)
-        closed = threading.Event()
 
         def close() -> None:
             anyio.run(response.aclose, backend=flavour.name)
-            closed.set()
 
-        threading.Thread(target=close, daemon=True).start()
-        await until(closed.is_set)
-        await until(lambda: in_use(client) == (0, 0))
+        async with Callers(flavour) as callers:
+            waiting = callers.start(client.get, server.url)
+            await until(lambda: in_use(client) == (1, 1))
+            await anyio.to_thread.run_sync(close)
+            (outcome,) = await finished(waiting)
+        assert getattr(outcome, "text", outcome) == "ok"
+        assert in_use(client) == (0, 0)

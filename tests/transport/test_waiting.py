@@ -280,6 +280,17 @@ async def test_a_connection_that_takes_no_more_streams_is_waited_for(flavour: Fl
         assert len(server.requests) == 1
 
 
+async def test_without_a_pool_timeout_a_request_waits_for_its_turn(flavour: Flavour) -> None:
+    """`pool_timeout=None` is no limit: it ends when the connection is free."""
+    with ScriptedServer([chunked(b"part", end=b"", then="hang")]) as server:
+        client = one_attempt(flavour, max_connections=1, pool_timeout=None)
+        async with Callers(flavour) as callers:
+            async with flavour.using(client.stream("GET", server.url)):
+                waiting = callers.start(client.get, server.url)
+                await until(lambda: in_use(client) == (1, 1))
+            assert texts(await finished(waiting)) == ["ok"]
+
+
 # --- what a PoolTimeout says ---------------------------------------------------------------------
 
 
