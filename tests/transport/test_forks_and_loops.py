@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import json
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,16 @@ import anyio
 import pytest
 from h2_peer import H2Peer
 from helpers import run_program
-from servers import Received, ScriptedServer, Step, answer, client_context, write_ca
+from servers import (
+    Connection,
+    Received,
+    ScriptedServer,
+    Step,
+    answer,
+    chunked,
+    client_context,
+    write_ca,
+)
 
 import httpx_production
 
@@ -150,6 +160,37 @@ def test_a_response_that_was_being_read_stays_the_parent_s(kind: str, tmp_path: 
     with serving(kind) as server:
         printed = run_program(program, server.url, write_ca(tmp_path / "ca"))
         assert printed == "[0]\n/held\n0\n"
+
+
+WITHOUT_STDIN = """
+os.close(0)  # as a daemon's: the next descriptor gets its number
+request = client.build_request("GET", url + "/held", timeout=0.3)
+response = client.send(request, stream=True)
+assert response.extensions["network_stream"].get_extra_info("socket").fileno() == 0
+fork(signal.pause)
+try:
+    response.read()
+except httpx.ReadTimeout:
+    print(client.get(url + "/is-closed").text)
+"""
+
+
+def test_a_child_that_lives_on_keeps_no_connection_open(tmp_path: Path) -> None:
+    """Once the parent has closed it: on descriptor 0, too, where a read has its limit as well."""
+    closed = threading.Event()
+
+    def wait_for_the_end(connection: Connection) -> None:
+        connection.hang()
+        closed.set()
+
+    def serve(request: Received) -> Step:
+        if request.path == "/held":
+            return chunked(b"part", end=b"", then=wait_for_the_end)
+        return answer(200, str(closed.wait(2)).encode())
+
+    program = COMMON.format(flavour="sync") + WITHOUT_STDIN
+    with ScriptedServer(serve) as server:
+        assert run_program(program, server.url, write_ca(tmp_path / "ca")) == "True\n"
 
 
 LOCKED = """
