@@ -5,8 +5,10 @@ Subject: `transport/_network.py`, `transport/_sockets.py`, `transport/_runtime.p
 
 import asyncio
 import contextlib
+import fcntl
 import math
 import os
+import resource
 import select
 import selectors
 import socket
@@ -835,6 +837,26 @@ async def test_without_poll_select_does(flavour: Flavour, monkeypatch: pytest.Mo
         assert client.post(server.url, content=bytes(3_000_000)).text == "b"
         with within(0.2 + PROMPT, at_least=0.15), pytest.raises(httpx.ReadTimeout):
             client.get(server.url, timeout=0.2)
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[int]:
+    """The number of one that only a process with many of them has."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    yield 1500
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_a_descriptor_s_number_may_be_large(flavour: Flavour, many_descriptors: int) -> None:
+    """select() counts to 1024, and fails beyond."""
+    ours, theirs = socket.socketpair()
+    number = fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, many_descriptors)
+    io = _sockets.SocketIO(socket.socket(fileno=number), runtime_of(flavour))
+    with ours, theirs:
+        assert not await _runtime_result(flavour, io.wait(0.02))
+        assert await _runtime_result(flavour, io.wait(5, write=True))
+    io.close()
 
 
 @pytest.mark.parametrize("seconds", [1e10, float("inf")])
