@@ -2,7 +2,7 @@
 
 The caller's Request stays as it was. What a call lends it (the attempt's number, a deadline) is in
 the extensions of a copy, which shares headers and body with it; a plain first attempt without a
-deadline borrows the Request itself, with other extensions. Nothing here sends or waits.
+deadline is lent the Request itself, with other extensions. Nothing here sends or waits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NO_TIME = "there was no time left for another attempt"
 def settle(
     response: httpx.Response, request: httpx.Request, given: dict[str, Any]
 ) -> httpx.Response:
-    """End a call that was over with its first attempt, for which the Request was borrowed."""
+    """Return the response of a first attempt that was all, and for which the Request was lent."""
     ensure_complete(response)
     response.extensions["retries"] = ()
     added = changed(request.extensions, given, LENT)  # by hooks: theirs to keep
@@ -44,7 +44,7 @@ def begin_call(
 ) -> Call:
     """Return the state of a call that is more than the first attempt of a plain request.
 
-    `given` are the caller's extensions; `lent` those of a first attempt that has borrowed the
+    `given` are the caller's extensions; `lent` those of a first attempt that was lent the
     Request: the very dict that the transport has.
     """
     if given.keys() - {"timeout"}:

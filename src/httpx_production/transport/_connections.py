@@ -167,7 +167,7 @@ class HTTPConnection:
         return h11_state._writer is not None and not h11_state.trailing_data[0]
 
     def has_expired(self) -> bool:
-        """Tell whether the server has closed it, or it is too old: asked before each request.
+        """Tell whether the server has closed it: asked before each request.
 
         Not so a shared one, on which others may be: `HTTP2Connection` looks when it begins one.
         """
