@@ -51,7 +51,7 @@ NOTICED_BY = {
     "_arguments": ("policy options caller_stays", "not trio"),
     "_checks": ("policy options hooks decision caller_stays", "not trio"),
     "_budget": ("budget", "not trio"),
-    "_cookies": ("options", "not trio"),
+    "_cookies": ("options cost", "not trio"),
     "_tls": ("tls", "not trio"),
     "testing": ("testing", "not trio"),
     "_constructor": (
