@@ -91,11 +91,13 @@ class NetworkStream:
         if self.io.runtime.limits_whole_writes:
             timeout = _of_the_whole(timeout)
         try:
-            self.limit(timeout)
             rest = memoryview(buffer)
-            sent = self.io.send(rest[:PIECE])  # as a rule that is all of it
-            if sent < len(buffer) or not self.io.flush():
-                await self._transmit_rest(rest[sent:], timeout)
+            while rest or not self.io.flush():
+                limit = self.limit(timeout)
+                sent = self.io.send(rest[:PIECE])  # as a rule that is all of it
+                rest = rest[sent:]
+                if not sent and not await self.io.wait(limit, write=True):
+                    raise TimeoutError("timed out")
             self.is_torn = False
             if self.turn.is_over(len(buffer)):
                 await self.io.runtime.checkpoint()
@@ -106,14 +108,6 @@ class NetworkStream:
             raise kind(str(exc)) from exc
         except OSError as exc:
             raise httpcore.WriteError(reason(exc)) from exc
-
-    async def _transmit_rest(self, rest: memoryview, timeout: float | None) -> None:
-        while rest or not self.io.flush():
-            limit = self.limit(timeout)
-            sent = self.io.send(rest[:PIECE])
-            rest = rest[sent:]
-            if not sent and not await self.io.wait(limit, write=True):
-                raise TimeoutError("timed out")
 
     def _has_answer(self) -> bool:
         """Tell whether the server has said something; a TLS record may hold no data at all.
