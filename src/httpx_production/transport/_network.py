@@ -83,7 +83,7 @@ class NetworkStream:
             if (data := self.io.receive(max_bytes)) is not None:
                 return data
             # Half a TLS record: its rest does not get the whole time again.
-            limit = None if until is None else min(limit or 0.0, until - monotonic())
+            limit = None if until is None else until - monotonic()
 
     async def transmit(self, buffer: bytes, timeout: float | None) -> None:
         """Send everything within `timeout` seconds, in the sync client each piece of it."""
@@ -258,7 +258,7 @@ class Connector:
         with connecting():
             until = _until(timeout)
             with self._closing_on_failure():
-                io = self._open((socket.AF_UNIX, socket.SOCK_STREAM, 0), None, options or ())
+                io = self._open((socket.AF_UNIX, socket.SOCK_STREAM), None, options or ())
                 await self._attempt(io, path, _left(until))
             return io, until
 
