@@ -186,16 +186,16 @@ def addresses(
         yield f"http://many.test:{server.port}"
 
 
-@pytest.mark.parametrize("dead", [1, 4])
+@pytest.mark.parametrize(("dead", "limit"), [(1, 8), (4, 8), (1, None)])
 async def test_dead_addresses_cost_a_quarter_of_a_second_each(
-    flavour: Flavour, monkeypatch: pytest.MonkeyPatch, dead: int
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch, dead: int, limit: float | None
 ) -> None:
-    """The next attempt begins 250 ms later, however long connect_timeout is."""
+    """The next attempt begins 250 ms later, however long connect_timeout is; without one, too."""
     with (
         ScriptedServer(echo) as server,
         addresses(monkeypatch, server, *["dead"] * dead, "alive") as url,
     ):
-        client = one_attempt(flavour, connect_timeout=8)
+        client = one_attempt(flavour, connect_timeout=limit)
         with within(0.25 * dead + 1.2, at_least=0.2 * dead):
             assert (await flavour.run(client.get(f"{url}/x"))).text == "/x"
 
@@ -263,6 +263,16 @@ async def test_addresses_that_all_fail_end_in_time(
         with within(0.9 + PROMPT), pytest.raises(error):
             await flavour.run(client.get(url))
         assert client.pool_stats().connections == 0
+
+
+async def test_an_address_that_refuses_takes_no_time_from_a_slow_one(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one attempt that is left has all of connect_timeout, and no more."""
+    with ScriptedServer(echo) as server, addresses(monkeypatch, server, "dead", "refused") as url:
+        client = one_attempt(flavour, connect_timeout=0.6)
+        with within(0.6 + PROMPT, at_least=0.5), pytest.raises(httpx.ConnectTimeout):
+            await flavour.run(client.get(url))
 
 
 async def test_a_mixture_of_addresses(flavour: Flavour, monkeypatch: pytest.MonkeyPatch) -> None:

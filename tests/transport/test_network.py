@@ -984,16 +984,17 @@ async def test_garbage_under_tls_is_no_early_answer(flavour: Flavour) -> None:
             await flavour.run(client.post(server.url, content=bytes(9_000_000)))
 
 
+@pytest.mark.parametrize("is_first", [False, True])
 async def test_the_last_attempts_are_waited_for_together(
-    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch, is_first: bool
 ) -> None:
-    """One hangs for ever; the other one, the last in the list, comes about after a while."""
+    """One hangs for ever; the other one, be it the first or the last, comes about after a while."""
     with contextlib.ExitStack() as stack:
         slow = fill_backlog(stack, LOOPBACK, 0)
         deaf = stack.enter_context(full_backlog())
         url = f"http://{LOOPBACK}:{slow.getsockname()[1]}"
         client = one_attempt(flavour, connect_timeout=20.0)
-        with resolving_to(monkeypatch, deaf, url) as name:
+        with resolving_to(monkeypatch, *([url, deaf] if is_first else [deaf, url])) as name:
             async with Callers(flavour) as callers:
                 caller = callers.start(client.get, name)
                 await anyio.sleep(0.6)  # both attempts are under way
