@@ -407,6 +407,18 @@ async def test_an_answer_before_the_upload_was_read(
         assert client.pool_stats().connections == 0
 
 
+@pytest.mark.parametrize("tls", [False, True])
+async def test_an_early_answer_may_be_long(flavour: Flavour, tls: bool) -> None:
+    """What had come when the upload ran out of time is its beginning, once; the rest follows."""
+    body = b"".join(b"%06d" % number for number in range(50_000))
+    early = answer(413, body, {"Connection": "close"}, read="head", then="hang")
+    with ScriptedServer([early], tls=tls) as server:
+        client = one_attempt(flavour, write_timeout=0.3)
+        response = await flavour.run(client.post(server.url, content=b"x" * 9_000_000))
+        assert response.status_code == 413
+        assert response.content == body
+
+
 @pytest.mark.parametrize("delay", [0.05, 0.3])
 async def test_an_answer_in_the_middle_of_the_upload(flavour: Flavour, delay: float) -> None:
     """Part of the upload was read, then 413 and a reset."""

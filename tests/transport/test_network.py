@@ -507,6 +507,26 @@ async def test_a_write_that_times_out_takes_nothing_from_who_reads(flavour: Flav
             assert await stream.read(3, timeout=5) == b"two"
 
 
+@ASYNC
+async def test_a_read_that_is_cancelled_loses_nothing(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it lets others run it has its bytes: the next one gets them, and nobody twice.
+
+    (A websocket's reader may be cancelled, and go on later.)
+    """
+    monkeypatch.setattr(_runtime.Turn, "SHARE", 0)  # each read lets others run
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        stream = _network.AsyncStream(_sockets.SocketIO(ours, _runtime.EventLoop()))
+        theirs.sendall(b"onetwotre")
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await stream.read(3)
+        assert scope.cancelled_caught
+        assert [await stream.read(3) for _ in range(3)] == [b"one", b"two", b"tre"]
+
+
 @pytest.mark.parametrize("tls", [False, True])
 async def test_a_stream_tells_about_itself(flavour: Flavour, tls: bool) -> None:
     """What httpcore's own tell; a name that nobody knows is None, a closed one is readable."""
