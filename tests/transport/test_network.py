@@ -369,6 +369,47 @@ async def test_a_write_to_a_full_socket_waits(flavour: Flavour) -> None:
     await flavour.close(stream)
 
 
+async def test_a_write_s_limit_is_of_the_whole_or_of_each_piece(flavour: Flavour) -> None:
+    """As in httpcore: a large one that moves, but slowly, comes to its end in the sync client."""
+    ours, theirs = socket.socketpair()
+    stream: Any = (_network.Stream if flavour.sync else _network.AsyncStream)(
+        _sockets.SocketIO(ours, runtime_of(flavour))
+    )
+    stopping = threading.Event()
+
+    def read_slowly() -> None:
+        while theirs.recv(2**16):
+            stopping.wait(0.04)
+
+    with theirs, ThreadPoolExecutor() as pool:
+        reading = pool.submit(read_slowly)
+        with within(20, at_least=0.7):
+            outcome = await flavour.outcome(stream.write, bytes(2**21), timeout=0.8)
+        stopping.set()
+        await flavour.close(stream)
+        reading.result(5)
+    assert outcome is None if flavour.sync else isinstance(outcome, httpcore.WriteTimeout)
+
+
+async def test_what_tls_has_taken_is_sent_before_the_answer_is_waited_for(
+    flavour: Flavour,
+) -> None:
+    """It takes a small upload as a whole, though the socket has room for a part of it only."""
+
+    def read_late(connection: Any) -> None:
+        connection.server.stopping.wait(0.1)
+        connection.play(answer())
+
+    script, content = [Step(read="head", then=read_late)], bytes(120_000)
+    with ScriptedServer(script, tls=True, listening=False) as server:
+        server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**13)
+        server.listen()
+        small = [(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**13)]
+        client = flavour.pooled(verify=client_context(), socket_options=small)
+        assert (await flavour.run(client.post(server.url, content=content))).text == "ok"
+        assert server.bodies == [content]
+
+
 async def test_a_write_after_one_that_timed_out(flavour: Flavour) -> None:
     """Under TLS: it waits for room, too, and goes after what was taken before, which is whole."""
     may_read, read = threading.Event(), []
