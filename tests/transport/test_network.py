@@ -668,16 +668,15 @@ async def test_closing_ends_a_read_without_a_limit(flavour: Flavour, tls: bool) 
 
 
 async def test_what_a_read_waits_for_has_a_limit_in_all(flavour: Flavour) -> None:
-    """Half a TLS record, and then nothing: its rest does not get the whole time again."""
+    """A TLS record that comes by drips: its rest does not get the whole time again."""
 
     def stall(connection: Any) -> None:
         connection.open = False
         raw = socket.socket.detach(connection.sock)
         connection.sock = plain = socket.socket(fileno=raw)
-        for piece in (b"\x17\x03\x03", b"\x01", b"\x00"):
-            plain.sendall(piece)
-            connection.server.stopping.wait(0.2)
-        connection.hang()
+        plain.sendall(b"\x17\x03\x03\x01")
+        while not connection.server.stopping.wait(0.1):  # or until the client has closed it
+            plain.sendall(b"\x00")
 
     with ScriptedServer([Step(then=stall)], tls=True) as server:
         stream = await connected(flavour, server.url, tls=True)
@@ -696,7 +695,10 @@ async def test_a_slow_look_up_has_a_limit(
     limit: dict[str, Any] = {setting: 0.3}
     with resolving(monkeypatch, "slow.example", ["127.0.0.1"], delay=0.3 + 2 * PROMPT):
         client = one_attempt(flavour, **limit)
-        with within(0.3 + PROMPT, at_least=0.2), pytest.raises(httpx.ConnectTimeout):
+        with (
+            within(0.3 + PROMPT, at_least=0.2),
+            pytest.raises(httpx.ConnectTimeout, match="timed out"),
+        ):
             await flavour.run(client.get("http://slow.example:1/"))
         assert in_use(client) == (0, 0)
 
@@ -722,6 +724,17 @@ async def test_a_limit_that_has_passed_is_a_timeout(flavour: Flavour) -> None:
 
 
 # --- TLS ----------------------------------------------------------------------------------------
+
+
+async def test_a_handshake_has_a_limit_of_its_own_too(flavour: Flavour) -> None:
+    """On a connection that was made without one: then the server sees that it is given up."""
+    kind = _network.Backend if flavour.sync else _network.AsyncBackend
+    with ScriptedServer([hang(read="nothing")]) as server:
+        stream: Any = await flavour.run(kind().connect_tcp(LOOPBACK, server.port))
+        with within(0.2 + PROMPT, at_least=0.15), pytest.raises(httpcore.ConnectTimeout):
+            await flavour.run(stream.start_tls(client_context(), LOOPBACK, timeout=0.2))
+        server.settle()
+        await flavour.close(stream)
 
 
 async def client_hello(flavour: Flavour, **options: Any) -> bytes:
