@@ -185,12 +185,22 @@ async def test_an_address_is_not_looked_up(
     assert threads == {threading.get_ident()}
 
 
-async def test_a_port_that_does_not_exist_is_a_connect_error(flavour: Flavour) -> None:
-    """getaddrinfo would make another port of 99999, and anyio an exception group."""
+@pytest.mark.parametrize(
+    ("port", "words"),
+    [
+        (65535, "Connection refused"),
+        (65536, "no such port: 65536"),
+        (99999, "no such port: 99999"),
+    ],
+)
+async def test_a_port_that_does_not_exist_is_a_connect_error(
+    flavour: Flavour, port: int, words: str
+) -> None:
+    """65535 is the last; getaddrinfo would make another of 99999, and anyio a group of errors."""
     client = flavour.client(max_attempts=1)
-    exc = await flavour.outcome(client.get, "http://127.0.0.1:99999/")
+    exc = await flavour.outcome(client.get, f"http://127.0.9.99:{port}/")
     assert isinstance(exc, httpx.ConnectError)
-    assert "no such port: 99999" in str(exc)
+    assert words in str(exc)
 
 
 # --- proxies ----------------------------------------------------------------------------------
