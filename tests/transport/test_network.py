@@ -1088,6 +1088,26 @@ async def test_the_last_attempts_are_waited_for_together(
         answering.set()
 
 
+async def test_addresses_that_refuse_late_are_a_connect_error(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the words of the system, and no timeout: connect_timeout is far from over.
+
+    (A host that is down on one's own network: the system knows that after three seconds.)
+    """
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(full_backlog()) for _ in range(2)]
+        client = one_attempt(flavour, connect_timeout=20.0)
+        with resolving_to(monkeypatch, *slow) as name:
+            async with Callers(flavour) as callers:
+                caller = callers.start(client.get, name)
+                await anyio.sleep(0.6)  # both attempts are under way
+                stack.close()
+                (outcome,) = await finished(caller)
+    assert isinstance(outcome, httpx.ConnectError)
+    assert "Connection refused" in str(outcome)
+
+
 @contextlib.contextmanager
 def accepting(listener: socket.socket) -> Iterator[threading.Event]:
     """A server at last: whoever says something is answered, until the event is set."""

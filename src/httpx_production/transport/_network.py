@@ -266,7 +266,7 @@ class Connector:
         self, found: list[Any], until: float | None, local: str | None, options: SocketOptions
     ) -> SocketIO:
         """Try the addresses 250 ms apart: one that is dead, or slow, doesn't starve the others."""
-        error = OSError("the name has no address")
+        errors = [OSError("the name has no address")]
         with self._closing_on_failure():
             for number, (*kind, _, address) in enumerate(found, 1):
                 alone = number == len(found) and not self._attempts
@@ -276,20 +276,20 @@ class Connector:
                     await self._attempt(io, address, limit if alone else _least(limit))
                     return self._won(io)
                 except OSError as exc:
-                    error = exc
-                if (winner := self._first_connected()) is not None:
+                    errors.append(exc)
+                if (winner := self._first_connected(errors)) is not None:
                     return self._won(winner)
-            return await self._first_of_the_rest(until, error)
+            return await self._first_of_the_rest(until, errors)
 
-    async def _first_of_the_rest(self, until: float | None, error: OSError) -> SocketIO:
+    async def _first_of_the_rest(self, until: float | None, errors: list[OSError]) -> SocketIO:
         """Wait for the attempts that are still under way."""
         limit = math.inf if until is None else until - monotonic()
         while self._attempts and limit > 0:
             await self._attempts[0].wait(LOOK_AROUND, write=True)
             limit -= LOOK_AROUND  # a clock that stands still (freezegun) must not make a loop
-            if (winner := self._first_connected()) is not None:
+            if (winner := self._first_connected(errors)) is not None:
                 return self._won(winner)
-        raise TimeoutError("timed out") if self._attempts else error
+        raise TimeoutError("timed out") if self._attempts else errors[-1]
 
     async def _attempt(self, io: SocketIO, address: Any, limit: float | None) -> None:
         """Connect; an attempt that takes too long goes on, one that fails is closed."""
@@ -303,14 +303,16 @@ class Connector:
                 self._discard(io)
             raise
 
-    def _first_connected(self) -> SocketIO | None:
+    def _first_connected(self, errors: list[OSError]) -> SocketIO | None:
         """Return an attempt that has succeeded meanwhile; those that have failed are closed."""
         for io in [io for io in self._attempts if is_ready(io.socket, 0, write=True)]:
             try:
                 check_connected(io.socket)
                 return io
-            except OSError:
+            except OSError as exc:
                 self._discard(io)
+                if isinstance(errors[-1], TimeoutError):  # what it failed with says more
+                    errors.append(exc)
         return None
 
     def _open(self, kind: Any, local: str | None, options: Iterable[Any]) -> SocketIO:
