@@ -815,11 +815,11 @@ async def test_the_server_is_told_why_its_certificate_is_refused(flavour: Flavou
 
 
 async def test_a_local_address_that_is_not_ours_is_a_connect_error(flavour: Flavour) -> None:
-    """And its socket is closed."""
+    """In the words of the system; and its socket is closed."""
     kind = PooledTransport if flavour.sync else AsyncPooledTransport
     transport: Any = kind(local_address="192.0.2.1", trust_env=False)
     client = flavour.plain(transport=transport)
-    with refused_port() as url, pytest.raises(httpx.ConnectError):
+    with refused_port() as url, pytest.raises(httpx.ConnectError, match="assign"):
         await flavour.run(client.get(url))
     assert transport.pool_stats() == NOTHING
 
