@@ -155,6 +155,7 @@ async def test_a_stream_that_goaway_includes_is_answered(flavour: Flavour) -> No
     with H2Peer(script, serve) as server:
         client = one_attempt(flavour)
         assert (await flavour.run(client.post(f"{server.url}/old"))).text == "/old"
+        assert client.pool_stats().connections == 0
         assert (await flavour.run(client.post(f"{server.url}/new"))).text == "/new"
         assert server.requests == [("POST", "/old"), ("POST", "/new")]
         assert len(server.peers) == 2
@@ -309,6 +310,29 @@ async def test_a_connection_describes_itself(flavour: Flavour) -> None:
         assert connection._connection.can_handle_request(origin)
         await flavour.close(client)
         assert "CLOSED" in connection.info()
+
+
+@pytest.mark.parametrize("settings", [None, {"MAX_CONCURRENT_STREAMS": 2}])
+async def test_a_connection_says_when_another_request_may_begin(
+    flavour: Flavour, settings: dict[str, int] | None
+) -> None:
+    """As many at a time as SETTINGS let; one in the sync client, or until SETTINGS are here."""
+    most = 1 if flavour.sync or settings is None else 2
+    with H2Peer(settings=settings) as server:
+        client = one_attempt(flavour)
+        await flavour.run(client.get(server.url))
+        (connection,) = client._transport._pool.connections
+        async with contextlib.AsyncExitStack() as stack:
+            opened: list[Any] = []
+            while len(opened) < most:
+                assert connection.is_available()
+                streaming = flavour.using(client.stream("GET", server.url))
+                opened.append(await stack.enter_async_context(streaming))
+            assert not connection.is_available()
+            for response in opened:
+                await flavour.read(response)
+            assert connection.is_available()
+        assert len(server.peers) == 1
 
 
 # --- neighbours -------------------------------------------------------------------------------
