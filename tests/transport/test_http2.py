@@ -182,6 +182,25 @@ async def test_a_reset_is_an_error_and_a_get_is_retried(flavour: Flavour, clock:
         assert reasons == ["RemoteProtocolError"] * 2
 
 
+async def test_what_came_before_a_reset_can_be_read(flavour: Flavour) -> None:
+    """Status and body so far, and then the error, though all of it has come at once."""
+
+    def script(peer: Peer) -> None:
+        stream = peer.request()
+        reset = RstStreamFrame(stream, error_code=INTERNAL_ERROR)
+        peer.send(peer.head(stream), peer.data(stream, b"half"), reset)
+        peer.rest()
+
+    with H2Peer(script) as server:
+        client = one_attempt(flavour)
+        async with flavour.using(client.stream("GET", server.url)) as response:
+            assert response.status_code == 200
+            chunks = flavour.chunks(response)
+            assert await anext(chunks) == b"half"
+            with pytest.raises(httpx.RemoteProtocolError, match="INTERNAL_ERROR"):
+                await anext(chunks)
+
+
 @pytest.mark.parametrize("end", [True, False])
 async def test_no_error_after_a_complete_answer_is_no_error(flavour: Flavour, end: bool) -> None:
     """A server that answers before it has read the upload resets it with NO_ERROR.
