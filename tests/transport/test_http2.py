@@ -583,15 +583,23 @@ async def test_pings_on_an_idle_connection_are_no_reason_to_leave_it(
 async def test_a_kept_connection_is_looked_at_once(
     flavour: Flavour, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before a request, for a GOAWAY; the answer, too, is only asked for when it is here."""
+    """Before a request, for a GOAWAY; a late answer, too, is only asked for when it is here."""
     taken: list[bytes | None] = []
     receive = _sockets.SocketIO.receive
+
+    def script(peer: Peer) -> None:
+        for _ in range(2):
+            peer.answer(peer.request())
+        stream = peer.request()
+        server.stopping.wait(0.2)
+        peer.answer(stream)
+        peer.rest()
 
     def spy(io: Any, size: int) -> bytes | None:
         taken.append(receive(io, size))
         return taken[-1]
 
-    with H2Peer() as server:
+    with H2Peer(script) as server:
         async with flavour.using(one_attempt(flavour)) as client:
             for _ in range(2):  # after which both sides' SETTINGS have been acknowledged
                 await flavour.run(client.get(server.url))
