@@ -738,7 +738,10 @@ async def test_an_upload_that_ends_after_its_answer(flavour: Flavour) -> None:
         assert len(server.peers) == 1
 
 
-async def test_answers_that_wait_are_sent_while_another_one_is_awaited(flavour: Flavour) -> None:
+@pytest.mark.parametrize("timeout", [8.0, None])
+async def test_answers_that_wait_are_sent_while_another_one_is_awaited(
+    flavour: Flavour, timeout: float | None
+) -> None:
     """To PINGs of a server that does not read for a moment: then it gets them, without its asking.
 
     The request waits for its response all the while, and gets it.
@@ -759,5 +762,5 @@ async def test_answers_that_wait_are_sent_while_another_one_is_awaited(flavour: 
     small = (socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     with H2Peer(script) as server:
         transport: Any = pooled(client_context(), http2=True, socket_options=[small])
-        client = flavour.plain(transport=transport, timeout=8.0)
+        client = flavour.plain(transport=transport, timeout=timeout)
         assert (await flavour.run(client.get(f"{server.url}/x"))).text == "/x"
