@@ -10,7 +10,6 @@ Each connection is served by its own script, in a thread; it closes when the scr
 import contextlib
 import re
 import socket
-import ssl
 import threading
 import time
 from collections import Counter
@@ -45,7 +44,7 @@ class Gone(Exception):
 class Peer:
     """One connection as the script sees it."""
 
-    def __init__(self, sock: ssl.SSLSocket, number: int, server: "H2Peer") -> None:
+    def __init__(self, sock: socket.socket, number: int, server: "H2Peer") -> None:
         self.number = number
         self.received: list[Any] = []  # frames, in order
         self.bodies: dict[int, bytes] = {}
@@ -270,7 +269,8 @@ class H2Peer:
 
     With `settings=None` the script sends its SETTINGS itself. `http1` makes it offer HTTP/1.1
     too, and answers there; after a 101 whatever comes is echoed. `handshake` is the time in
-    seconds before the TLS handshake of the n-th connection.
+    seconds before the TLS handshake of the n-th connection. Without `tls` it takes for granted
+    that the client speaks HTTP/2.
     """
 
     def __init__(
@@ -279,11 +279,12 @@ class H2Peer:
         settings: Mapping[str, int] | None = MappingProxyType({}),
         http1: Http1 | None = None,
         handshake: Callable[[int], float] = lambda number: 0.0,
+        tls: bool = True,
     ) -> None:
         self.http1_heads: list[bytes] = []  # of the requests over HTTP/1.1
         self.connections = 0  # accepted, of whatever protocol
         self.stopping = threading.Event()
-        self._http1, self._handshake = http1, handshake
+        self._http1, self._handshake, self._tls = http1, handshake, tls
         self._http1_sockets: list[socket.socket] = []
         self.peers: list[Peer] = []
         self.requests: list[tuple[str, str]] = []  # method and path, of all connections
@@ -293,7 +294,7 @@ class H2Peer:
         self._context = server_context("h2", "http/1.1") if http1 else server_context("h2")
         self._threads: list[threading.Thread] = []
         self._listener = socket.create_server((LOOPBACK, 0))
-        self.url = f"https://{LOOPBACK}:{self._listener.getsockname()[1]}"
+        self.url = f"http{'s' if tls else ''}://{LOOPBACK}:{self._listener.getsockname()[1]}"
 
     def __enter__(self) -> Self:
         self._start(self._accept)
@@ -331,7 +332,8 @@ class H2Peer:
         sock.settimeout(30)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
-            sock = self._context.wrap_socket(sock, server_side=True)
+            if self._tls:
+                sock = self._context.wrap_socket(sock, server_side=True)
         except OSError:
             sock.close()
             return

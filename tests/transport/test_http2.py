@@ -479,6 +479,63 @@ async def test_a_long_response_keeps_its_stream_s_window_open(flavour: Flavour) 
         assert len(response.content) == size
 
 
+async def test_what_is_taken_is_acknowledged_at_once(flavour: Flavour) -> None:
+    """The server goes on while the reader is busy with that, and has not asked for more."""
+    acknowledged = threading.Event()
+
+    def script(peer: Peer) -> None:
+        stream = peer.request()
+        peer.send(peer.head(stream))
+        for _ in range(2):  # a quarter of the window, then it is worth while
+            peer.push(stream, _http2_protocol.STREAM_WINDOW // 8)
+        peer.until(WindowUpdateFrame, stream)
+        acknowledged.set()
+        peer.send(peer.data(stream, b"", end=True))
+        peer.rest()
+
+    with H2Peer(script) as server:
+        client = one_attempt(flavour)
+        async with flavour.using(client.stream("GET", server.url)) as response:
+            chunks, left = flavour.chunks(response), _http2_protocol.STREAM_WINDOW // 4
+            while left:
+                left -= len(await anext(chunks))
+            await until(acknowledged.is_set, seconds=3)
+            assert [chunk async for chunk in chunks] == []
+
+
+async def test_a_window_of_one_byte_is_used(flavour: Flavour) -> None:
+    """A server that opens no more at a time gets its upload nevertheless."""
+    with H2Peer(settings={"INITIAL_WINDOW_SIZE": 1}) as server:
+        client = one_attempt(flavour, write_timeout=2.0)
+        await flavour.run(client.get(server.url))  # after which its SETTINGS are known
+        await flavour.run(client.post(server.url, content=b"abc"))
+        assert server.peers[0].bodies[3] == b"abc"
+
+
+@pytest.mark.filterwarnings("ignore:Async generator")  # the body itself, which trio tells of
+@pytest.mark.parametrize("tls", [True, False])
+async def test_a_body_is_drawn_as_fast_as_the_socket_takes_it(flavour: Flavour, tls: bool) -> None:
+    """All windows are wide open, and the server doesn't read: most stays in the generator."""
+    drawn: list[int] = []
+
+    def pieces() -> Any:
+        for number in range(1000):
+            drawn.append(number)
+            yield bytes(2**16)
+
+    def script(peer: Peer) -> None:
+        peer.send(WindowUpdateFrame(0, window_increment=2**30))
+        peer.answer(peer.request())
+        server.stopping.wait(10)
+
+    with H2Peer(script, settings={"INITIAL_WINDOW_SIZE": 2**30}, tls=tls) as server:
+        client = one_attempt(flavour, http1=tls, write_timeout=0.5)
+        await flavour.run(client.get(server.url))
+        with within(0.5 + 2 * PROMPT), pytest.raises(httpx.WriteTimeout):
+            await flavour.run(client.post(server.url, content=flavour.generator(pieces())))
+        assert len(drawn) < 300  # the kernel's buffers, of both sides
+
+
 @ASYNC
 async def test_a_body_that_is_no_generator_is_sent(flavour: Flavour) -> None:
     """Any async iterable, as httpx takes them."""
