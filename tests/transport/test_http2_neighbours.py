@@ -41,6 +41,7 @@ from hyperframe.frame import (
 from servers import client_context
 
 from httpx_production import RetryPolicy
+from httpx_production.transport import _runtime
 
 pytestmark = [pytest.mark.anyio, generators_left, one_connection]
 
@@ -436,6 +437,76 @@ async def test_clean_up_is_not_cancelled(flavour: Flavour, kind: str) -> None:
         assert (await client.get(f"{server.url}/x")).text == "/x"
         assert len(frames) == 3
         assert len(server.peers) == 1
+
+
+# --- other tasks ---------------------------------------------------------------------------------
+
+
+class Turns:
+    """Counts how often another task gets its turn."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    async def __call__(self) -> None:
+        while True:
+            self.count += 1
+            await anyio.lowlevel.checkpoint()
+
+
+@ASYNC
+async def test_an_upload_that_never_has_to_wait_lets_others_run(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Socket and windows take all of its pieces at once: now and then, not at each."""
+    monkeypatch.setattr(_runtime.Turn, "SHARE", 16 * 1024)
+    turns, taken = Turns(), 0
+
+    async def pieces() -> AsyncIterator[bytes]:
+        nonlocal taken
+        yield b"x"
+        before = turns.count
+        for _ in range(60):
+            yield bytes(1000)
+        taken = turns.count - before
+
+    with H2Peer() as server:
+        client = one_attempt(flavour)
+        await client.get(server.url)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(turns)
+            await client.post(server.url, content=pieces())
+            tasks.cancel_scope.cancel()
+    assert 3 <= taken < 30
+
+
+@ASYNC
+async def test_a_download_that_never_has_to_wait_lets_others_run(flavour: Flavour) -> None:
+    """All of it is here when the reader begins, in many small pieces: not all in one go."""
+    turns, sent = Turns(), threading.Event()
+
+    def script(peer: Peer) -> None:
+        stream = peer.request()
+        peer.send(peer.head(stream))
+        for _ in range(80):  # TLS records: no more than is read from the socket at a time
+            peer.push(stream, 500)
+        sent.set()
+        peer.rest()
+
+    with H2Peer(script) as server:
+        client = one_attempt(flavour)
+        async with (
+            anyio.create_task_group() as tasks,
+            client.stream("GET", server.url) as response,
+        ):
+            assert sent.wait(5)  # in the event loop: nobody reads meanwhile
+            tasks.start_soon(turns)
+            chunks, left = flavour.chunks(response), 80 * 500
+            while left:
+                left -= len(await anext(chunks))
+            assert turns.count >= 10
+            await chunks.aclose()
+            tasks.cancel_scope.cancel()
 
 
 # --- limits of a connection ----------------------------------------------------------------------
