@@ -8,7 +8,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -683,6 +683,64 @@ def small_buffers(flavour: Flavour, server: H2Peer, **timeout: float) -> Any:
         server._listener.setsockopt(*size)
     transport = flavour.transport(verify=client_context(), http2=True, socket_options=sizes)
     return flavour.plain(transport=transport, timeout=httpx.Timeout(8, **timeout))
+
+
+@contextlib.contextmanager
+def deaf() -> Iterator[tuple[H2Peer, threading.Event]]:
+    """A server that answers once, reads on when the event is set, and then answers everything."""
+    hears = threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.send(Scene.window())
+        peer.echo(peer.request())
+        assert hears.wait(15)
+        with contextlib.suppress(Gone):
+            while True:
+                frame = peer.read()
+                if "END_STREAM" in frame.flags:
+                    peer.echo(frame.stream_id)
+
+    with H2Peer(script, settings=WIDE) as server:
+        try:
+            yield server, hears
+        finally:
+            hears.set()
+
+
+@ASYNC
+async def test_whoever_writes_for_all_hands_it_over(flavour: Flavour) -> None:
+    """An upload that waits for the socket is cancelled: the one behind it goes on at once."""
+    with deaf() as (server, hears):
+        client = small_buffers(flavour, server)
+        await client.get(f"{server.url}/first")
+        async with Callers(flavour) as callers:
+            cancelled = callers.start(client.put, f"{server.url}/cancelled", content=BODY)
+            await anyio.wait_all_tasks_blocked()
+            behind = callers.start(client.put, f"{server.url}/behind", content=bytes(500_000))
+            await anyio.wait_all_tasks_blocked()
+            cancelled.scope.cancel()
+            await finished(cancelled)
+            hears.set()
+            with within(PROMPT):
+                (answer,) = await finished(behind)
+            assert getattr(answer, "text", answer) == "/behind"
+        assert len(server.peers) == 1
+
+
+@ASYNC
+async def test_headers_that_are_not_taken_time_out(flavour: Flavour) -> None:
+    """They stand behind an upload that the server doesn't read: `write_timeout` bounds that."""
+    with deaf() as (server, _):
+        client = small_buffers(flavour, server)
+        await client.get(f"{server.url}/first")
+        async with Callers(flavour) as callers:
+            upload = callers.start(client.put, f"{server.url}/upload", content=BODY)
+            await anyio.wait_all_tasks_blocked()
+            headers = {f"x-{n}": "x" * 4000 for n in range(20)}  # more than there is room for
+            timeout = httpx.Timeout(8.0, write=0.3)
+            with within(0.3 + PROMPT, at_least=0.2), pytest.raises(httpx.WriteTimeout):
+                await client.get(server.url, headers=headers, timeout=timeout)
+            upload.scope.cancel()
 
 
 @ASYNC
