@@ -201,6 +201,7 @@ async def test_what_came_before_a_reset_can_be_read(flavour: Flavour) -> None:
                 await anext(chunks)
 
 
+@pytest.mark.filterwarnings("error:Async generator")  # trio tells of a body that is not closed
 @pytest.mark.parametrize("end", [True, False])
 async def test_no_error_after_a_complete_answer_is_no_error(flavour: Flavour, end: bool) -> None:
     """A server that answers before it has read the upload resets it with NO_ERROR.
