@@ -221,6 +221,28 @@ async def test_trace_tells_what_httpx_tells(flavour: Flavour, kind: str, upload:
         )
 
 
+async def test_trace_tells_what_came_over_http2(flavour: Flavour) -> None:
+    """With the end of a step goes its result, as in httpx: status and headers, or SETTINGS."""
+    told: list[dict[str, Any]] = []
+
+    def trace(name: str, info: dict[str, Any]) -> None:
+        told[-1][name.rpartition(".")[0].removeprefix("http2.")] = info.get("return_value")
+
+    for make in (lambda **o: flavour.plain(http2=True, **o), lambda **o: one_attempt(flavour, **o)):
+        told.append({})
+        with H2Peer(settings={"MAX_CONCURRENT_STREAMS": 7}) as server:
+            client = make(verify=client_context())
+            await flavour.run(
+                client.get(f"{server.url}/x", extensions={"trace": flavour.hook(trace)})
+            )
+    plain, ours = told
+    assert ours["receive_response_headers"] == plain["receive_response_headers"]
+    assert ours["receive_response_headers"] == (200, [(b"content-length", b"2")])
+    settings = [one["receive_remote_settings"].changed_settings for one in (plain, ours)]
+    assert str(settings[0]) == str(settings[1])
+    assert "new_value=7" in str(settings[0])
+
+
 async def test_trace_tells_of_failures(flavour: Flavour) -> None:
     """A read timeout over HTTP/2 is an event of its own, as in httpx."""
 
