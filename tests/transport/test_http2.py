@@ -5,6 +5,7 @@ Subject: `transport/_http2.py`, `transport/_http2_connections.py`.
 
 import contextlib
 import socket
+import struct
 import threading
 import time
 from typing import Any
@@ -275,6 +276,22 @@ async def test_garbage_is_a_protocol_error(flavour: Flavour, what: bytes) -> Non
         with pytest.raises(httpx.RemoteProtocolError):
             await flavour.run(client.get(server.url))
         assert client.pool_stats().connections == 0
+
+
+async def test_a_reset_connection_is_a_read_error(flavour: Flavour) -> None:
+    """With what the system says of it: not the server's protocol is to blame, but the network."""
+
+    def script(peer: Peer) -> None:
+        peer.answer(peer.request())
+        peer.request()
+        peer._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        socket.socket.close(peer._sock)  # RST, and not TLS's goodbye
+
+    with H2Peer(script) as server:
+        client = one_attempt(flavour)
+        await flavour.run(client.get(server.url))
+        with pytest.raises(httpx.ReadError, match="reset by peer"):
+            await flavour.run(client.get(server.url))
 
 
 async def test_a_response_without_a_status_is_a_protocol_error(flavour: Flavour) -> None:
