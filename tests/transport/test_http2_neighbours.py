@@ -686,7 +686,7 @@ def small_buffers(flavour: Flavour, server: H2Peer, **timeout: float) -> Any:
 
 
 @contextlib.contextmanager
-def deaf() -> Iterator[tuple[H2Peer, threading.Event]]:
+def deaf(says: bytes = b"") -> Iterator[tuple[H2Peer, threading.Event]]:
     """A server that answers once, reads on when the event is set, and then answers everything."""
     hears = threading.Event()
 
@@ -694,6 +694,9 @@ def deaf() -> Iterator[tuple[H2Peer, threading.Event]]:
         peer.send(Scene.window())
         peer.echo(peer.request())
         assert hears.wait(15)
+        if says:
+            peer.raw(says)
+            server.stopping.wait(15)
         with contextlib.suppress(Gone):
             while True:
                 frame = peer.read()
@@ -724,6 +727,24 @@ async def test_whoever_writes_for_all_hands_it_over(flavour: Flavour) -> None:
             with within(PROMPT):
                 (answer,) = await finished(behind)
             assert getattr(answer, "text", answer) == "/behind"
+        assert len(server.peers) == 1
+
+
+@ASYNC
+async def test_an_upload_that_is_not_read_ends_with_its_connection(flavour: Flavour) -> None:
+    """A neighbour reads what is no HTTP/2, and both end: the server still doesn't read."""
+    with deaf(says=b"\0\0\1\0\0\0\0\0\0x") as (server, says):  # DATA on stream 0
+        client = small_buffers(flavour, server)
+        await client.get(f"{server.url}/first")
+        async with Callers(flavour) as callers:
+            reader = callers.start(client.get, server.url)
+            await anyio.wait_all_tasks_blocked()
+            upload = callers.start(client.put, server.url, content=BODY)
+            await anyio.wait_all_tasks_blocked()
+            says.set()
+            with within(PROMPT):
+                outcomes = await finished(reader, upload)
+        assert [type(one) for one in outcomes] == [httpx.RemoteProtocolError] * 2
         assert len(server.peers) == 1
 
 

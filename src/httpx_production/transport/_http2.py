@@ -372,7 +372,6 @@ class HTTP2Connection:
             exc = httpcore.ReadError(reason(exc))
         self._wake(self._protocol.fail_connection(exc))
         self._io.close()
-        self._tell()
 
     def _wake(self, streams: Any) -> None:
         for stream in streams:
