@@ -335,6 +335,33 @@ async def test_stream_numbers_run_out(flavour: Flavour, monkeypatch: pytest.Monk
         assert [len(peer.paths) for peer in server.peers] == [2, 2, 1]
 
 
+@ASYNC
+@pytest.mark.time_limit(5)
+async def test_stream_numbers_run_out_while_one_is_in_use(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next request goes elsewhere at once, and the one that is under way is answered."""
+    monkeypatch.setattr(_http2_protocol.TolerantH2, "HIGHEST_ALLOWED_STREAM_ID", 2)
+
+    def script(peer: Peer) -> None:
+        stream = peer.request()
+        assert elsewhere.wait(5)
+        peer.echo(stream)
+        peer.rest()
+
+    elsewhere = threading.Event()
+    with H2Peer(script, serve) as server:
+        client = one_attempt(flavour)
+        async with Callers(flavour) as callers:
+            first = callers.start(client.get, f"{server.url}/first")
+            await until(lambda: server.requests)
+            assert (await client.get(f"{server.url}/next")).text == "/next"
+            elsewhere.set()
+            (answer,) = await finished(first)
+        assert getattr(answer, "text", answer) == "/first"
+        assert len(server.peers) == 2
+
+
 async def test_a_connection_describes_itself(flavour: Flavour) -> None:
     """In httpcore's words, for its logs and for `pool.connections`."""
     with H2Peer() as server:
