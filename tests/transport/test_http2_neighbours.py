@@ -686,16 +686,21 @@ def small_buffers(flavour: Flavour, server: H2Peer, **timeout: float) -> Any:
 
 
 @contextlib.contextmanager
-def deaf(says: bytes = b"") -> Iterator[tuple[H2Peer, threading.Event]]:
-    """A server that answers once, reads on when the event is set, and then answers everything."""
+def deaf(
+    says: Callable[[Peer], None] | None = None,
+) -> Iterator[tuple[H2Peer, threading.Event]]:
+    """A server that answers once, reads on when the event is set, and then answers everything.
+
+    Or then says something, and reads no more.
+    """
     hears = threading.Event()
 
     def script(peer: Peer) -> None:
         peer.send(Scene.window())
         peer.echo(peer.request())
         assert hears.wait(15)
-        if says:
-            peer.raw(says)
+        if says is not None:
+            says(peer)
             server.stopping.wait(15)
         with contextlib.suppress(Gone):
             while True:
@@ -731,20 +736,32 @@ async def test_whoever_writes_for_all_hands_it_over(flavour: Flavour) -> None:
 
 
 @ASYNC
-async def test_an_upload_that_is_not_read_ends_with_its_connection(flavour: Flavour) -> None:
-    """A neighbour reads what is no HTTP/2, and both end: the server still doesn't read."""
-    with deaf(says=b"\0\0\1\0\0\0\0\0\0x") as (server, says):  # DATA on stream 0
+@pytest.mark.parametrize("says", ["answer", "garbage"])
+async def test_an_upload_that_is_not_read_is_told_its_end(flavour: Flavour, says: str) -> None:
+    """A neighbour reads its early answer, or what is no HTTP/2; the server still doesn't read."""
+
+    def say(peer: Peer) -> None:
+        if says == "answer":
+            peer.send(peer.head(5, status=413, end=True))
+        else:
+            peer.raw(b"\0\0\1\0\0\0\0\0\0x")  # DATA on stream 0
+
+    with deaf(say) as (server, go):
         client = small_buffers(flavour, server)
         await client.get(f"{server.url}/first")
         async with Callers(flavour) as callers:
             reader = callers.start(client.get, server.url)
             await anyio.wait_all_tasks_blocked()
-            upload = callers.start(client.put, server.url, content=BODY)
+            upload = callers.start(client.put, server.url, content=BODY)  # stream 5
             await anyio.wait_all_tasks_blocked()
-            says.set()
+            go.set()
             with within(PROMPT):
-                outcomes = await finished(reader, upload)
-        assert [type(one) for one in outcomes] == [httpx.RemoteProtocolError] * 2
+                (outcome,) = await finished(upload)
+            reader.scope.cancel()
+        if says == "answer":
+            assert getattr(outcome, "status_code", outcome) == 413
+        else:
+            assert isinstance(outcome, httpx.RemoteProtocolError)
         assert len(server.peers) == 1
 
 

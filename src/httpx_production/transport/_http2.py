@@ -10,7 +10,7 @@ that a request can give up its wait at any moment and leaves nothing half done.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from threading import Lock
 from time import monotonic
@@ -373,9 +373,11 @@ class HTTP2Connection:
         self._wake(self._protocol.fail_connection(exc))
         self._io.close()
 
-    def _wake(self, streams: Any) -> None:
+    def _wake(self, streams: Iterable[HTTP2Stream]) -> None:
         for stream in streams:
             stream.wake()
+            if stream is self._writing.owner and stream.is_finished():
+                self._io.base.interrupt(write=True)
         self._tell()
 
     def _tell(self) -> None:

@@ -94,9 +94,9 @@ class SocketIO:
         finally:
             self._writes.discard(attempt)
 
-    def interrupt(self) -> None:
-        """End the wait for something to read, as if its time had passed."""
-        self.runtime.interrupt(self._reads)
+    def interrupt(self, *, write: bool = False) -> None:
+        """End the wait for something to read, or to write, as if its time had passed."""
+        self.runtime.interrupt(self._writes if write else self._reads)
 
     def close(self) -> None:
         """Close the socket. Who waits for it is woken, and closes it: the descriptor is in use."""
