@@ -807,6 +807,36 @@ async def test_a_server_that_talks_and_does_not_listen(
         assert 2**15 <= unsent <= 2**15 + _http2.READ_SIZE
 
 
+async def test_an_upload_s_end_is_sent_before_its_answer_is_read(flavour: Flavour) -> None:
+    """Headers came early, the caller has them and asks for no more: the server goes on."""
+    answering, ended = threading.Event(), threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.answer(peer.request())  # and whatever comes with a connection's first one
+        stream = peer.request()
+        peer.until(DataFrame, stream)
+        peer.send(peer.head(stream))
+        answering.set()
+        while "END_STREAM" not in peer.until(DataFrame, stream).flags:
+            pass
+        ended.set()
+        peer.send(peer.data(stream, b"done", end=True))
+        peer.rest()
+
+    def pieces() -> Any:
+        yield b"a"
+        assert answering.wait(5)  # in the event loop: the next look finds the headers
+        yield b"b"
+
+    with H2Peer(script) as server:
+        client = one_attempt(flavour)
+        await flavour.run(client.get(server.url))
+        upload = client.stream("POST", server.url, content=flavour.generator(pieces()))
+        async with flavour.using(upload) as response:
+            await until(ended.is_set, seconds=3)
+            assert await flavour.read(response) == b"done"
+
+
 @ASYNC
 async def test_an_upload_that_ends_after_its_answer(flavour: Flavour) -> None:
     """The answer came while the body had nothing to give: it is returned, no end is sent."""
