@@ -865,7 +865,24 @@ async def test_the_response_names_what_hooks_and_flows_have_sent(
         assert response.url == ("http://x?key=1&hook=1" if with_auth else "http://x?hook=1")
         assert sent.started == 1.5
         assert sent.extensions["trace_id"] == "7"
-        assert type(sent.extensions["timeout"]) is dict  # no deadline, which would be over
+
+
+async def test_what_was_sent_in_time_can_be_sent_again_later(
+    flavour: Flavour, clock: FakeClock
+) -> None:
+    """The deadline of the call, which the body keeps too, is lifted when that is over."""
+
+    def change(request: httpx.Request) -> None:
+        request.url = request.url.copy_merge_params({"hook": "1"})
+
+    hooks = {"request": [flavour.hook(change)]}
+    client = flavour.client(event_hooks=hooks, total_timeout=30)
+    with ScriptedServer(lambda request: answer()) as server:
+        response = await flavour.run(client.put(server.url, files={"f": b"file"}))
+        clock.advance(60)
+        again = await flavour.run(flavour.plain().send(response.request))
+        assert again.status_code == 200
+        assert server.bodies[0] == server.bodies[1] != b""
 
 
 @pytest.mark.parametrize("limits", [{}, {"total_timeout": 30}])

@@ -106,7 +106,6 @@ def end_call(call: Call, response: httpx.Response, stream: bool) -> httpx.Respon
         deadline = None
     elif response.is_closed:
         deadline.end(LATE)
-        call.request.extensions["timeout"] = dict(deadline)  # it may be sent again
     else:
         deadline.follow(call.deadline)  # that of the attempt ends here
         if response.next_request is not None:  # another call, when it is sent
