@@ -281,18 +281,22 @@ class HTTP2Connection:
         self._writing.hand_over()
 
     async def _wait(self, role: Role, stream: HTTP2Stream, clock: Clock, phase: str) -> bool:
-        """Wait once; False, without a wait, when the stream's time is up."""
-        limit = left = clock.left()
+        """Wait once; False when the stream's time is up."""
+        left = clock.left()
+        if left is None or left > 0:
+            limit = left
+            if not self._flush_now():
+                if len(self._unsent) >= MOST_UNSENT:
+                    role = self._writing
+                elif role is self._reading:
+                    limit = LISTEN_AT_MOST if left is None else min(left, LISTEN_AT_MOST)
+            if await role.wait(stream, limit):
+                return True
+            clock.add(limit)
+            left = clock.left()
         if left is not None and left <= 0:
             self._protocol.fail_timed_out(stream, phase, clock.elapsed())
             return False
-        if not self._flush_now():
-            if len(self._unsent) >= MOST_UNSENT:
-                role = self._writing
-            elif role is self._reading:
-                limit = LISTEN_AT_MOST if left is None else min(left, LISTEN_AT_MOST)
-        if not await role.wait(stream, limit):
-            clock.add(limit)
         return True
 
     async def _wait_readable(self, limit: float | None) -> bool:
