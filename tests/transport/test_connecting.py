@@ -200,6 +200,17 @@ async def test_dead_addresses_cost_a_quarter_of_a_second_each(
             assert (await flavour.run(client.get(f"{url}/x"))).text == "/x"
 
 
+async def test_a_dead_address_leaves_half_of_a_short_time(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the others: also where connect_timeout is shorter than what one is waited for alone."""
+    monkeypatch.setattr(_network, "ATTEMPT_DELAY", 30.0)
+    with ScriptedServer(echo) as server, addresses(monkeypatch, server, "dead", "alive") as url:
+        client = one_attempt(flavour, connect_timeout=3)
+        with within(1.5 + PROMPT, at_least=1.4):
+            assert (await flavour.run(client.get(f"{url}/x"))).text == "/x"
+
+
 async def test_refused_addresses_cost_nothing(
     flavour: Flavour, monkeypatch: pytest.MonkeyPatch
 ) -> None:

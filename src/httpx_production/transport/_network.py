@@ -273,7 +273,7 @@ class Connector:
                 limit = _left(until)
                 try:
                     io = self._open(kind, local, [*(options or ()), NODELAY])
-                    await self._attempt(io, address, limit if alone else _least(limit))
+                    await self._attempt(io, address, limit if alone else _share(limit))
                     return self._won(io)
                 except OSError as exc:
                     errors.append(exc)
@@ -367,8 +367,9 @@ def _left(until: float | None) -> float | None:
     return left
 
 
-def _least(limit: float | None) -> float:
-    return ATTEMPT_DELAY if limit is None else min(ATTEMPT_DELAY, limit)
+def _share(limit: float | None) -> float:
+    """Return for how long an address is waited for alone: of a short time, half of what is left."""
+    return ATTEMPT_DELAY if limit is None else min(ATTEMPT_DELAY, limit / 2)
 
 
 def _interleaved(found: list[Any]) -> list[Any]:
