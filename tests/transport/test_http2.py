@@ -509,6 +509,24 @@ async def test_an_upload_that_the_server_does_not_take_times_out(flavour: Flavou
         assert time.monotonic() - started < 4  # and not read_timeout's 8
 
 
+async def test_a_body_that_the_server_does_not_read_has_one_write_timeout(flavour: Flavour) -> None:
+    """That the socket takes a little more when the time is up gives it no other one."""
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(WindowUpdateFrame(0, window_increment=2**30))
+        hold.wait(20)
+
+    hold = threading.Event()
+    with H2Peer(script, settings={"INITIAL_WINDOW_SIZE": 2**30}, tls=False) as server:
+        client = flavour.client(http1=False, write_timeout=2.0, read_timeout=9, max_attempts=1)
+        started = time.monotonic()
+        with pytest.raises(httpx.WriteTimeout):
+            await flavour.run(client.post(server.url, content=b"x" * 2**26))
+        hold.set()
+        assert 1.9 < time.monotonic() - started < 3.7
+
+
 async def test_a_long_response_keeps_its_stream_s_window_open(flavour: Flavour) -> None:
     """What was read is acknowledged, so that a response may be longer than the window."""
     size = 8 * _http2_protocol.STREAM_WINDOW

@@ -379,7 +379,7 @@ class HTTP2Connection:
 
     def _wake(self, streams: Iterable[HTTP2Stream]) -> None:
         for stream in streams:
-            stream.wake()
+            stream.wake()  # but not who waits for the socket, on behalf of all
             if stream is self._writing.owner and stream.is_finished():
                 self._io.base.interrupt(write=True)
         self._tell()
