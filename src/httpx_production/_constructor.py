@@ -43,7 +43,7 @@ from ._checks import (
     next_in_line,
     refuse_idempotency_key,
 )
-from ._cookies import prepare_cookies
+from ._cookies import make_quick, prepare_jar
 from ._deadline import TimedAuth, with_timeouts
 from ._request_body import (
     correct_length,
@@ -236,7 +236,8 @@ class ProductionOptions(_HTTPXClient[TransportT, HooksT]):
         jar: Any = self.cookies.jar
         if not isinstance(jar, CookieJar):  # the value is not shown: it may be a secret
             raise TypeError(f"cookies must be what httpx takes, not {type(cookies)}")
-        prepare_cookies(self.cookies, cookies)
+        prepare_jar(jar, cookies)
+        make_quick(self.cookies)
 
     def _set_retry(self, policy: RetryPolicy) -> None:
         check_policy("client.retry", policy)
@@ -298,14 +299,16 @@ class ProductionOptions(_HTTPXClient[TransportT, HooksT]):
 
     @property
     def cookies(self) -> httpx.Cookies:
-        """The cookies, as in httpx; none that can't be sent back, but in a jar of the caller's."""
+        """The cookies, as in httpx. Its own jars take none that can't be sent back."""
         return super().cookies
 
     @cookies.setter
     def cookies(self, cookies: Any) -> None:
         parent: Any = super(ProductionOptions, type(self)).cookies
-        parent.__set__(self, cookies)
-        prepare_cookies(super().cookies, cookies)
+        jar = httpx.Cookies(cookies).jar  # made here: another thread may assign, too
+        prepare_jar(jar, cookies)
+        parent.__set__(self, jar)
+        make_quick(super().cookies)
 
     @property
     def event_hooks(self) -> dict[str, list[Callable[..., Any]]]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from http.cookiejar import Cookie, CookieJar, DefaultCookiePolicy, LWPCookieJar, MozillaCookieJar
-from typing import Any
+from typing import Any, Final
 
 import httpx
 
-STANDARD_JARS = (CookieJar, LWPCookieJar, MozillaCookieJar)
+STANDARD_JARS: Final = (CookieJar, LWPCookieJar, MozillaCookieJar)
 
 
 class SendableCookiesPolicy(DefaultCookiePolicy):
@@ -37,12 +37,13 @@ class QuickCookies(httpx.Cookies):
             super().extract_cookies(response)
 
 
-def prepare_cookies(cookies: Any, given: Any) -> None:
-    """Prepare what httpx has made of the cookies it was given; the caller's own jar stays as it is.
+def prepare_jar(jar: Any, given: Any) -> None:
+    """Give a jar its policy, unless it is what the caller has given: that stays as it is."""
+    if jar is not given and isinstance(jar, CookieJar):
+        jar.set_policy(SendableCookiesPolicy())
 
-    In place, since httpx's client makes its own Cookies of whatever it is given.
-    """
-    if cookies.jar is not given and isinstance(cookies.jar, CookieJar):
-        cookies.jar.set_policy(SendableCookiesPolicy())
+
+def make_quick(cookies: Any) -> None:
+    """Turn httpx's Cookies into ours in place: its client makes its own of whatever it is given."""
     if type(cookies) is httpx.Cookies:
         cookies.__class__ = QuickCookies
