@@ -867,6 +867,36 @@ async def test_the_response_names_what_hooks_and_flows_have_sent(
         assert sent.extensions["trace_id"] == "7"
 
 
+@pytest.mark.parametrize("limits", [{}, {"total_timeout": 30}])
+@pytest.mark.parametrize("statuses", [(), (503,), (503, 503)])
+@pytest.mark.parametrize("replaces", [False, True])
+async def test_an_extension_of_a_hook_s_own_is_kept(
+    flavour: Flavour,
+    clock: FakeClock,
+    limits: dict[str, Any],
+    statuses: tuple[int, ...],
+    replaces: bool,
+) -> None:
+    """Wherever the call ends, and each time the Request is sent, as in httpx."""
+    number = 0
+
+    def count(request: httpx.Request) -> None:
+        nonlocal number
+        number += 1
+        if replaces:
+            request.extensions = {**request.extensions, "number": number}
+        request.extensions["number"] = number
+
+    hooks = {"request": [flavour.hook(count)]}
+    client = flavour.client(transport=mock(*statuses), event_hooks=hooks, max_attempts=2, **limits)
+    request = client.build_request("GET", "http://x")
+    for _ in range(3):
+        response = await flavour.run(client.send(request))
+        assert response.request is request
+        assert request.extensions["number"] == number
+    assert request.extensions.keys() == {"timeout", "number"}
+
+
 async def test_what_was_sent_in_time_can_be_sent_again_later(
     flavour: Flavour, clock: FakeClock
 ) -> None:

@@ -1,8 +1,9 @@
 """What both clients do around an attempt, written once: the request that is sent, its deadline.
 
-The caller's Request stays as it was. What a call lends it (the attempt's number, a deadline) is in
-the extensions of a copy, which shares headers and body with it; a plain first attempt without a
-deadline is lent the Request itself, with other extensions. Nothing here sends or waits.
+The caller's Request stays as it was, but for what the caller's own hooks do. What a call lends it
+(the attempt's number, a deadline) is in the extensions of a copy, which shares headers and body
+with it; a plain first attempt without a deadline sends the Request itself, with other extensions.
+Nothing here sends or waits.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ NO_TIME = "there was no time left for another attempt"
 def settle(
     response: httpx.Response, request: httpx.Request, given: dict[str, Any]
 ) -> httpx.Response:
-    """Return the response of a first attempt that was all, and for which the Request was lent."""
+    """Return the response of a first attempt that was all, and that sent the Request itself."""
     ensure_complete(response)
     response.extensions["retries"] = ()
     added = changed(request.extensions, given, LENT)  # by hooks: theirs to keep
@@ -44,8 +45,8 @@ def begin_call(
 ) -> Call:
     """Return the state of a call that is more than the first attempt of a plain request.
 
-    `given` are the caller's extensions; `lent` those of a first attempt that was lent the
-    Request: the very dict that the transport has.
+    `given` are the caller's extensions; `lent`, after a first attempt that sent the Request itself,
+    those that it has now: the very dict that the transport has.
     """
     if given.keys() - {"timeout"}:
         policy = policy_for(given, policy)
@@ -89,7 +90,7 @@ def fail_call(call: Call) -> None:
     deadline = call.request.extensions.get("timeout")
     if isinstance(deadline, Deadline):
         deadline.lift()
-    call.keep_body()
+    call.give_back()
 
 
 def explain(call: Call, exc: BaseException) -> None:

@@ -125,23 +125,23 @@ class Call:
         if self._is_success and self.policy.budget is not None:
             self.policy.budget.deposit(self._origin, refund=self._token)
         response.extensions["retries"] = self.retries
-        if self.request.stream is not self.original.stream:
-            self.keep_body()
-        for one in (response, *response.history) if is_whole and self._sent_as_given() else ():
+        self.give_back()
+        as_given = not changed(vars(self.request), vars(self.original), {"extensions", "stream"})
+        for one in (response, *response.history) if is_whole and as_given else ():
             if one.request is self.request:
                 one.request = self.original
 
-    def keep_body(self) -> None:
-        """Leave a body in memory that was read (by an auth flow), as httpx does."""
-        if isinstance(self.request.stream, httpx.ByteStream):
-            self.original.stream = self.request.stream
-            self.original.read()
+    def give_back(self) -> None:
+        """Leave to the caller's Request, as httpx does, what hooks or a flow have put there.
 
-    def _sent_as_given(self) -> bool:
-        """Tell whether nobody has made anything else of the copy than the caller's Request."""
-        sent, given = self.request, self.original
-        attributes = changed(vars(sent), vars(given), {"extensions", "stream"})
-        return not (attributes or changed(sent.extensions, given.extensions, LENT))
+        That is: extensions, but for those that the call lent, and a body in memory that was read.
+        """
+        sent, original = self.request, self.original
+        if added := changed(sent.extensions, original.extensions, LENT):
+            original.extensions = {**original.extensions, **added}
+        if sent.stream is not original.stream and isinstance(sent.stream, httpx.ByteStream):
+            original.stream = sent.stream
+            original.read()
 
     def _adopt(self, outcome: Outcome) -> None:
         """Give an outcome the history, and this call's request in place of the caller's or none."""
@@ -264,12 +264,12 @@ class Call:
 
 
 def changed(
-    now: Mapping[str, Any], before: Mapping[str, Any], besides: Container[str]
+    now: Mapping[str, Any] | None, before: Mapping[str, Any], besides: Container[str]
 ) -> dict[str, Any]:
     """Return what of `now` is not in `before`, or another object there, besides some names."""
     return {
         name: value
-        for name, value in now.items()
+        for name, value in (now or {}).items()
         if name not in besides and not (name in before and before[name] is value)
     }
 

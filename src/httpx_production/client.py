@@ -81,17 +81,18 @@ class ProductionHTTPClient(ProductionOptions[httpx.BaseTransport, SyncHooks], ht
             special = begin_call(self, policy, request, given, started, outer)
             return self._repeat(special, None, stream, auth, follow_redirects)
         call = response = None
-        own = request.extensions = {"timeout": given["timeout"], "attempt": 0, "retries": ()}
+        request.extensions = {"timeout": given["timeout"], "attempt": 0, "retries": ()}
         try:  # httpx's own, and all there is to it unless it fails
             response = super().send(request, stream=True, follow_redirects=follow_redirects)
             if response.status_code not in policy.suspects:
                 response.read()
                 return settle(response, request, given)
-            call = begin_call(self, policy, request, given, started, outer, own)
+            call = begin_call(self, policy, request, given, started, outer, request.extensions)
             if not (failed := self._judge(call, response, stream)):
                 return self._finish(call, response, stream)
         except BaseException as exc:
-            call = call or begin_call(self, policy, request, given, started, outer, own)
+            if call is None:
+                call = begin_call(self, policy, request, given, started, outer, request.extensions)
             failed = self._recover(call, exc, response)
         response = None  # or its body would be there as long as this call
         return self._repeat(call, failed, stream, auth, follow_redirects)
@@ -201,17 +202,18 @@ class AsyncProductionHTTPClient(
             special = begin_call(self, policy, request, given, started, outer)
             return await self._repeat(special, None, stream, auth, follow_redirects)
         call = response = None
-        own = request.extensions = {"timeout": given["timeout"], "attempt": 0, "retries": ()}
+        request.extensions = {"timeout": given["timeout"], "attempt": 0, "retries": ()}
         try:  # httpx's own, and all there is to it unless it fails
             response = await super().send(request, stream=True, follow_redirects=follow_redirects)
             if response.status_code not in policy.suspects:
                 await response.aread()
                 return settle(response, request, given)
-            call = begin_call(self, policy, request, given, started, outer, own)
+            call = begin_call(self, policy, request, given, started, outer, request.extensions)
             if not (failed := await self._judge(call, response, stream)):
                 return await self._finish(call, response, stream)
         except BaseException as exc:
-            call = call or begin_call(self, policy, request, given, started, outer, own)
+            if call is None:
+                call = begin_call(self, policy, request, given, started, outer, request.extensions)
             failed = await self._recover(call, exc, response)
         response = None  # or its body would be there as long as this call
         return await self._repeat(call, failed, stream, auth, follow_redirects)
@@ -293,7 +295,7 @@ class AsyncProductionHTTPClient(
 
     def _in_time(self, send: AsyncSend, deadline: Deadline | None, auth: Any) -> AsyncSend:
         """Return `send`, cancelled at the deadline where others than our transports may wait."""
-        hooks = super().event_hooks
+        hooks = super().event_hooks  # what httpx runs, whatever a subclass makes of the property
         foreign = self._overruns or hooks.get("request") or hooks.get("response")
         if deadline is None or not (foreign or self._has_flow or isinstance(auth, TimedAuth)):
             return send
