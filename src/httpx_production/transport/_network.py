@@ -266,7 +266,7 @@ class Connector:
         self, found: list[Any], until: float | None, local: str | None, options: SocketOptions
     ) -> SocketIO:
         """Try the addresses 250 ms apart: one that is dead, or slow, doesn't starve the others."""
-        errors = [OSError("the name has no address")]
+        errors = [OSError("the name has no address")]  # the last one is told, a late one too
         with self._closing_on_failure():
             for number, (*kind, _, address) in enumerate(found, 1):
                 alone = number == len(found) and not self._attempts
